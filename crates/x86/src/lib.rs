@@ -1,0 +1,10 @@
+//! What x86 defines and Xen's PV interface bends.
+//!
+//! Segments and the descriptors behind them, page-table entries, fault codes, the hypercall page, and the
+//! ways control passes between guest and hypervisor: each as a table or a pure function over plain values.
+//! The hypervisor loads what is written here; `paravane decode` and `paravane explain` print the same.
+//!
+//! Nothing here touches memory, runs code or knows of a domain's state.
+#![forbid(unsafe_code)]
+
+pub mod mode;
