@@ -7,4 +7,7 @@
 //! The reference for every fact is a header below `xen/include/public/` of Xen; each module names its own.
 #![forbid(unsafe_code)]
 
+pub mod elfnote;
+pub mod features;
+pub mod table;
 pub mod units;
