@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod elfnote;
+pub mod errno;
 pub mod features;
 pub mod table;
 pub mod units;
