@@ -7,4 +7,10 @@
 //! Nothing here touches memory, runs code or knows of a domain's state.
 #![forbid(unsafe_code)]
 
+pub mod descriptor;
+pub mod gdt;
+pub mod load;
 pub mod mode;
+pub mod segments;
+pub mod selector;
+pub mod submit;
