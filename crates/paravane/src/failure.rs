@@ -1,0 +1,54 @@
+//! Why the program stops, and with which exit code.
+//!
+//! The numbers follow `sysexits.h` where it has one. They are part of the interface and listed in the help.
+
+use std::{io, path::PathBuf};
+
+/// A reason to stop with a message on standard error.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The question makes no sense: a wrong option, not a number, too wide.
+    #[error("{0}")]
+    Usage(String),
+    /// A file was read, and its contents are not what they must be.
+    #[error("{0}")]
+    Data(String),
+    /// A file cannot be read.
+    #[error("cannot read {path}: {error}; check the path and its permissions")]
+    Input {
+        /// The file, as named on the command line.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The answer cannot be written.
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+    /// The answer was printed, and it is "no": a page that differs.
+    #[error("{0}")]
+    Negative(String),
+}
+
+impl Failure {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Negative(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Data(_) => 65,
+            Self::Input { .. } => 66,
+            Self::Output(_) => 74,
+        }
+    }
+}
+
+/// The exit codes, for the help.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0   answered
+  1   answered, and the answer is no: a hypercall page differs
+  2   the command line is wrong: unknown option, not a number, too wide
+  65  a file is not what it must be: truncated, corrupt, not a kernel
+  66  a file cannot be read
+  70  an error of Paravane's own: please report it
+  74  the output cannot be written";
