@@ -10,5 +10,6 @@
 pub mod elfnote;
 pub mod errno;
 pub mod features;
+pub mod hypercall;
 pub mod table;
 pub mod units;

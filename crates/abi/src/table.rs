@@ -148,7 +148,7 @@ macro_rules! numbered {
             /// The further columns of the member's row.
             pub const fn facts(self) -> &'static $Facts {
                 match self {
-                    $(Self::$Variant => &$Facts { $($field: $value),* },)*
+                    $(Self::$Variant => const { &$Facts { $($field: $value),* } },)*
                 }
             }
         }
