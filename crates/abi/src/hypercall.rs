@@ -13,17 +13,8 @@
 
 mod args;
 mod domu;
-pub mod event_channel;
 mod family;
-pub mod grant_table;
-pub mod memory;
-pub mod mmu;
-pub mod physdev;
-pub mod sched;
 mod table;
-pub mod vcpu;
-pub mod version;
-pub mod vm;
 
 use core::fmt;
 

@@ -6,8 +6,8 @@
 use serde::Serialize;
 
 use super::domu::DomU;
-use super::{event_channel, grant_table, memory, mmu, physdev, sched, vcpu, version, vm};
 use crate::table::{Numbered, Row};
+use crate::{event_channel, grant_table, memory, mmu, physdev, sched, vcpu, version, vm};
 
 /// The columns that every table of sub-operations has beyond number, name and meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -4,9 +4,12 @@
 //! long operation. Reservation calls never fail with an error number: they return how many extents were
 //! done, and a bad pointer, a bad domain or a lack of memory show as a short count.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
+use crate::hypercall::{DomU, SubOpFacts};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
 use crate::errno::Errno;
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 /// Bits of the command word that hold the operation; the extent to resume at is above them.
@@ -110,6 +113,101 @@ numbered! {
         arg: "xen_mem_acquire_resource", domu: DomU::Refused(Errno::Eperm)
     }
 }
+
+/// Fields of `MemoryReservation::mem_flags`.
+pub mod mem_flags {
+    /// Bits 7..0: the most address bits that the memory may need; 0 is any.
+    pub const ADDRESS_BITS_MASK: u32 = 0xff;
+    /// Bits 15..8: a NUMA node plus one; 0 is any.
+    pub const NODE_SHIFT: u32 = 8;
+    /// Populate on demand.
+    pub const POPULATE_ON_DEMAND: u32 = 1 << 16;
+    /// Only from the node named.
+    pub const EXACT_NODE_REQUEST: u32 = 1 << 17;
+    /// The node is a virtual one.
+    pub const VNODE: u32 = 1 << 18;
+}
+
+/// A machine-to-physical entry of a frame that no domain's pseudo-physical memory holds: all ones.
+pub const INVALID_M2P_ENTRY: u64 = u64::MAX;
+
+abi_struct! {
+    /// A list of extents to allocate, populate or give back.
+    pub struct MemoryReservation = "xen_memory_reservation", "xen/include/public/memory.h", 32 / 20;
+    [0 / 0] extent_start: u64 = Ty::Pointer, "The list: one frame number per extent, read or written by the operation.";
+    [8 / 4] nr_extents: u64 = Ty::Word, "How many extents.";
+    [16 / 8] extent_order: u32 = Ty::U32, "log2 of the pages in each.";
+    [20 / 12] mem_flags: u32 = Ty::U32, "Which memory is acceptable.";
+    [24 / 16] domid: u16 = Ty::DomId, "Whose memory; DOMID_SELF for an unprivileged domain.";
+    pad _pad0: [u8; 6];
+}
+
+abi_struct! {
+    /// Extents to give up and extents to get for them.
+    pub struct MemoryExchange = "xen_memory_exchange", "xen/include/public/memory.h", 72 / 44;
+    [0 / 0] input: MemoryReservation = Ty::Struct(MemoryReservation::LAYOUT),
+        "What to give up, by machine frame (C name: in).";
+    [32 / 20] output: MemoryReservation = Ty::Struct(MemoryReservation::LAYOUT),
+        "What to get: pseudo-physical frames before, machine frames after (C name: out).";
+    [64 / 40] nr_exchanged: u64 = Ty::Word, "How many input extents were done; 0 at first.";
+}
+
+abi_struct! {
+    /// Where the machine-to-physical table is.
+    pub struct MachphysMapping = "xen_machphys_mapping", "xen/include/public/memory.h", 24 / 12;
+    [0 / 0] v_start: u64 = Ty::Word, "Virtual address of its beginning.";
+    [8 / 4] v_end: u64 = Ty::Word, "Virtual address of its end.";
+    [16 / 8] max_mfn: u64 = Ty::Word, "The last machine frame it can describe.";
+}
+
+abi_struct! {
+    /// A buffer of frames that hold the machine-to-physical table.
+    pub struct MachphysMfnList = "xen_machphys_mfn_list", "xen/include/public/memory.h", 24 / 12;
+    [0 / 0] max_extents: u32 = Ty::U32, "Room in the buffer.";
+    pad _pad0: [u8; 4];
+    [8 / 4] extent_start: u64 = Ty::Pointer, "The buffer: one frame number for every 2 MiB of table.";
+    [16 / 8] nr_extents: u32 = Ty::U32, "How many were written.";
+    pad _pad1: [u8; 4];
+}
+
+abi_struct! {
+    /// A buffer for the memory map.
+    pub struct MemoryMap = "xen_memory_map", "xen/include/public/memory.h", 16 / 8;
+    [0 / 0] nr_entries: u32 = Ty::U32, "Room in the buffer; how many entries were written.";
+    pad _pad0: [u8; 4];
+    [8 / 4] buffer: u64 = Ty::Pointer, "The buffer of E820Entry, 20 bytes each.";
+}
+
+/// The type of an e820 entry.
+pub mod e820 {
+    /// Usable memory.
+    pub const RAM: u32 = 1;
+    /// Not to be used.
+    pub const RESERVED: u32 = 2;
+    /// ACPI tables, usable once read.
+    pub const ACPI: u32 = 3;
+    /// ACPI memory to be kept.
+    pub const NVS: u32 = 4;
+    /// Faulty memory.
+    pub const UNUSABLE: u32 = 5;
+}
+
+/// One entry of the memory map: 20 bytes without padding in both ABIs.
+///
+/// `struct e820entry` of `xen/arch/x86/include/asm/e820.h`, packed; the same as the BIOS call gives. The
+/// numbers are byte arrays because the entry is packed and so has no alignment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct E820Entry {
+    /// Pseudo-physical address of the range, in bytes.
+    pub addr: U64,
+    /// Bytes in the range.
+    pub size: U64,
+    /// What the range is; see [`e820`].
+    pub kind: U32,
+}
+
+const _: () = assert!(size_of::<E820Entry>() == 20);
 
 #[cfg(test)]
 mod tests {

@@ -1,8 +1,8 @@
 //! Commands of `mmu_update` and operations of `mmuext_op`.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 /// Bits of an `mmu_update` request's pointer that hold the command; the others are a machine address.
@@ -115,6 +115,30 @@ pub mod uvmf {
     pub const FLUSH_TYPE_MASK: u64 = 3;
     /// On every vCPU. Without it the remaining bits are a pointer to a bitmap of vCPUs, 0 meaning this one.
     pub const ALL: u64 = 4;
+}
+
+abi_struct! {
+    /// One request of `mmu_update`.
+    pub struct MmuUpdate = "mmu_update", "xen/include/public/xen.h", 16 / 16;
+    [0 / 0] ptr: u64 = Ty::U64, "Machine address of the entry, with the command in bits 2..0.";
+    [8 / 8] val: u64 = Ty::U64, "The new content.";
+}
+
+abi_struct! {
+    /// One operation of `mmuext_op`. The two arguments are unions in C.
+    pub struct MmuExtRequest = "mmuext_op", "xen/include/public/xen.h", 24 / 12;
+    [0 / 0] cmd: u32 = Ty::U32, "The operation.";
+    pad _pad0: [u8; 4];
+    [8 / 4] arg1: u64 = Ty::Word, "A machine frame (mfn) or a virtual address (linear_addr).";
+    [16 / 8] arg2: u64 = Ty::Word, "A number of entries (nr_ents), a pointer (vcpumask) or a frame (src_mfn).";
+}
+
+abi_struct! {
+    /// One call of a `multicall`.
+    pub struct MulticallEntry = "multicall_entry", "xen/include/public/xen.h", 64 / 32;
+    [0 / 0] op: u64 = Ty::Word, "The hypercall's number.";
+    [8 / 4] result: u64 = Ty::Word, "What it returned, written by the hypervisor.";
+    [16 / 8] args: [u64; 6] = Ty::Array(&Ty::Word, 6, 6), "Its arguments; the sixth is unused.";
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Operations of `physdev_op`. `physdev_op_compat` takes the same numbers inside a structure.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 numbered! {
@@ -91,6 +91,42 @@ numbered! {
     32 PciDeviceReset "pci_device_reset" "Tells that a PCI device was reset." {
         arg: "pci_device_reset", domu: DomU::Refused(Errno::Eperm)
     }
+}
+
+/// The most ports that `PHYSDEVOP_set_iobitmap` takes.
+pub const IO_PORTS: u32 = 65536;
+
+abi_struct! {
+    /// The vCPU's virtual I/O privilege level.
+    pub struct SetIopl = "physdev_set_iopl", "xen/include/public/physdev.h", 4 / 4;
+    [0 / 0] iopl: u32 = Ty::U32, "0 to 3.";
+}
+
+abi_struct! {
+    /// The vCPU's I/O permission bitmap.
+    pub struct SetIobitmap = "physdev_set_iobitmap", "xen/include/public/physdev.h", 16 / 8;
+    [0 / 0] bitmap: u64 = Ty::Pointer, "One bit per port; a clear bit permits.";
+    [8 / 4] nr_ports: u32 = Ty::U32, "How many ports it covers.";
+    pad _pad0: [u8; 4];
+}
+
+abi_struct! {
+    /// An interrupt to end.
+    pub struct Eoi = "physdev_eoi", "xen/include/public/physdev.h", 4 / 4;
+    [0 / 0] irq: u32 = Ty::U32, "The interrupt's number in the domain.";
+}
+
+abi_struct! {
+    /// The page in which Xen marks the interrupts that need an eoi.
+    pub struct PirqEoiGmfn = "physdev_pirq_eoi_gmfn", "xen/include/public/physdev.h", 8 / 4;
+    [0 / 0] gmfn: u64 = Ty::Pfn, "Its machine frame.";
+}
+
+abi_struct! {
+    /// What an interrupt needs.
+    pub struct IrqStatusQuery = "physdev_irq_status_query", "xen/include/public/physdev.h", 8 / 8;
+    [0 / 0] irq: u32 = Ty::U32, "The interrupt's number in the domain.";
+    [4 / 4] flags: u32 = Ty::U32, "Answer: bit 0 needs an eoi, bit 1 shared.";
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Operations of `sched_op`, old and new, and the reasons of a shutdown.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 numbered! {
@@ -56,6 +56,48 @@ numbered! {
     3 Crash "crash" "The guest kernel found itself broken.";
     4 Watchdog "watchdog" "A watchdog ran out.";
     5 SoftReset "soft_reset" "Destroy the domain's resources and start it again with its memory kept.";
+}
+
+/// The most ports that `SCHEDOP_poll` takes.
+pub const POLL_PORTS_MAX: u32 = 128;
+
+/// Watchdogs per domain, with the ids 1 and 2.
+pub const WATCHDOGS: u32 = 2;
+
+abi_struct! {
+    /// The reason of a shutdown.
+    pub struct SchedShutdown = "sched_shutdown", "xen/include/public/sched.h", 4 / 4;
+    [0 / 0] reason: u32 = Ty::U32, "Why.";
+}
+
+abi_struct! {
+    /// What to wait for.
+    pub struct SchedPoll = "sched_poll", "xen/include/public/sched.h", 24 / 16;
+    [0 / 0] ports: u64 = Ty::Pointer, "A list of ports, 4 bytes each.";
+    [8 / 4] nr_ports: u32 = Ty::U32, "How many.";
+    pad _pad0: [u8; 4];
+    [16 / 8] timeout: u64 = Ty::U64, "System time in nanoseconds at which to give up; 0 is never.";
+}
+
+abi_struct! {
+    /// Another domain's shutdown.
+    pub struct SchedRemoteShutdown = "sched_remote_shutdown", "xen/include/public/sched.h", 8 / 8;
+    [0 / 0] domain_id: u16 = Ty::DomId, "Which domain.";
+    pad _pad0: [u8; 2];
+    [4 / 4] reason: u32 = Ty::U32, "Why.";
+}
+
+abi_struct! {
+    /// A watchdog.
+    pub struct SchedWatchdog = "sched_watchdog", "xen/include/public/sched.h", 8 / 8;
+    [0 / 0] id: u32 = Ty::U32, "Which one; 0 asks for a new one.";
+    [4 / 4] timeout: u32 = Ty::U32, "Seconds until it fires; 0 ends it.";
+}
+
+abi_struct! {
+    /// A temporary pinning.
+    pub struct SchedPinOverride = "sched_pin_override", "xen/include/public/sched.h", 4 / 4;
+    [0 / 0] pcpu: i32 = Ty::I32, "The physical CPU; negative ends the pinning.";
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The small families: console, assists, callbacks, segment bases and NMIs.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 numbered! {
@@ -119,6 +119,31 @@ numbered! {
     1 UnregisterCallback "unregister_callback" "Clears the vCPU's NMI handler." {
         arg: "", domu: DomU::Available
     }
+}
+
+abi_struct! {
+    /// An entry point to set. In the 32-bit ABI it is a selector and an offset.
+    pub struct CallbackRegister = "callback_register", "xen/include/public/callback.h", 16 / 12;
+    [0 / 0] kind: u16 = Ty::U16, "Which entry point (C name: type).";
+    [2 / 2] flags: u16 = Ty::U16, "Bit 0: mask events on entry.";
+    pad _pad0: [u8; 4];
+    [8 / -] address: u64 = Ty::Word, "The handler.";
+    [- / 4] address_cs = Ty::Word, "The handler's code selector.";
+    [- / 8] address_eip = Ty::Word, "The handler.";
+}
+
+abi_struct! {
+    /// An entry point to clear.
+    pub struct CallbackUnregister = "callback_unregister", "xen/include/public/callback.h", 4 / 4;
+    [0 / 0] kind: u16 = Ty::U16, "Which entry point (C name: type).";
+    [2 / 2] unused: u16 = Ty::U16, "Unused.";
+}
+
+abi_struct! {
+    /// The NMI handler.
+    pub struct NmiCallback = "xennmi_callback", "xen/include/public/nmi.h", 16 / 8;
+    [0 / 0] handler_address: u64 = Ty::Word, "The handler.";
+    [8 / 4] pad: u64 = Ty::Word, "Unused.";
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 numbered! {
@@ -116,6 +116,157 @@ numbered! {
     21 Arch5 "ARCH_5" "Reserved for the architecture; x86 gives it no use." { scope: VirqScope::Global }
     22 Arch6 "ARCH_6" "Reserved for the architecture; x86 gives it no use." { scope: VirqScope::Global }
     23 Arch7 "ARCH_7" "Reserved for the architecture; x86 gives it no use." { scope: VirqScope::Global }
+}
+
+/// Ports of the two-level ABI for 64-bit guests, port 0 included, which is never valid.
+pub const TWO_LEVEL_PORTS_64: u32 = 4096;
+/// Ports of the two-level ABI for 32-bit guests, port 0 included, which is never valid.
+pub const TWO_LEVEL_PORTS_32: u32 = 1024;
+
+/// `BindPirq::flags`: the interrupt may be shared.
+pub const BIND_PIRQ_WILL_SHARE: u32 = 1;
+
+abi_struct! {
+    /// A port that waits for a domain.
+    pub struct AllocUnbound = "evtchn_alloc_unbound", "xen/include/public/event_channel.h", 8 / 8;
+    [0 / 0] dom: u16 = Ty::DomId, "Whose port; DOMID_SELF for an unprivileged domain.";
+    [2 / 2] remote_dom: u16 = Ty::DomId, "Who may connect.";
+    [4 / 4] port: u32 = Ty::Port, "Answer: the port.";
+}
+
+abi_struct! {
+    /// A connection.
+    pub struct BindInterdomain = "evtchn_bind_interdomain", "xen/include/public/event_channel.h", 12 / 12;
+    [0 / 0] remote_dom: u16 = Ty::DomId, "The other domain.";
+    pad _pad0: [u8; 2];
+    [4 / 4] remote_port: u32 = Ty::Port, "Its port, which waits for this domain.";
+    [8 / 8] local_port: u32 = Ty::Port, "Answer: the port on this side.";
+}
+
+abi_struct! {
+    /// A virtual interrupt of a vCPU.
+    pub struct BindVirq = "evtchn_bind_virq", "xen/include/public/event_channel.h", 12 / 12;
+    [0 / 0] virq: u32 = Ty::U32, "Which interrupt.";
+    [4 / 4] vcpu: u32 = Ty::U32, "Which vCPU; 0 unless the interrupt belongs to a vCPU.";
+    [8 / 8] port: u32 = Ty::Port, "Answer: the port.";
+}
+
+abi_struct! {
+    /// A physical interrupt.
+    pub struct BindPirq = "evtchn_bind_pirq", "xen/include/public/event_channel.h", 12 / 12;
+    [0 / 0] pirq: u32 = Ty::U32, "Which interrupt.";
+    [4 / 4] flags: u32 = Ty::U32, "Bit 0: it may be shared.";
+    [8 / 8] port: u32 = Ty::Port, "Answer: the port.";
+}
+
+abi_struct! {
+    /// Inter-processor interrupts of a vCPU.
+    pub struct BindIpi = "evtchn_bind_ipi", "xen/include/public/event_channel.h", 8 / 8;
+    [0 / 0] vcpu: u32 = Ty::U32, "Which vCPU.";
+    [4 / 4] port: u32 = Ty::Port, "Answer: the port.";
+}
+
+abi_struct! {
+    /// A port to close.
+    pub struct ClosePort = "evtchn_close", "xen/include/public/event_channel.h", 4 / 4;
+    [0 / 0] port: u32 = Ty::Port, "The port.";
+}
+
+abi_struct! {
+    /// A port to raise.
+    pub struct SendEvent = "evtchn_send", "xen/include/public/event_channel.h", 4 / 4;
+    [0 / 0] port: u32 = Ty::Port, "The port.";
+}
+
+abi_struct! {
+    /// What a port is bound to. The tail is a union in C.
+    pub struct QueryStatus = "evtchn_status", "xen/include/public/event_channel.h", 24 / 24;
+    [0 / 0] dom: u16 = Ty::DomId, "Whose port; DOMID_SELF for an unprivileged domain.";
+    pad _pad0: [u8; 2];
+    [4 / 4] port: u32 = Ty::Port, "The port.";
+    [8 / 8] status: u32 = Ty::U32, "Answer: the kind.";
+    [12 / 12] vcpu: u32 = Ty::U32, "Answer: the vCPU it notifies.";
+    [16 / 16] u0: u32 = Ty::U32,
+        "Answer: the remote domain in bits 15..0 (unbound, interdomain), or the pirq or virq.";
+    [20 / 20] u1: u32 = Ty::U32, "Answer: the remote port (interdomain).";
+}
+
+abi_struct! {
+    /// The vCPU that a port notifies.
+    pub struct BindVcpu = "evtchn_bind_vcpu", "xen/include/public/event_channel.h", 8 / 8;
+    [0 / 0] port: u32 = Ty::Port, "The port.";
+    [4 / 4] vcpu: u32 = Ty::U32, "The vCPU.";
+}
+
+abi_struct! {
+    /// A port to unmask.
+    pub struct UnmaskPort = "evtchn_unmask", "xen/include/public/event_channel.h", 4 / 4;
+    [0 / 0] port: u32 = Ty::Port, "The port.";
+}
+
+abi_struct! {
+    /// A domain whose ports to close.
+    pub struct ResetPorts = "evtchn_reset", "xen/include/public/event_channel.h", 2 / 2;
+    [0 / 0] dom: u16 = Ty::DomId, "The domain; DOMID_SELF for an unprivileged one.";
+}
+
+abi_struct! {
+    /// A vCPU's FIFO control block.
+    pub struct InitControl = "evtchn_init_control", "xen/include/public/event_channel.h", 24 / 24;
+    [0 / 0] control_gfn: u64 = Ty::U64, "Frame of the page that holds it.";
+    [8 / 8] offset: u32 = Ty::U32, "Bytes from the page's beginning, a multiple of 8.";
+    [12 / 12] vcpu: u32 = Ty::U32, "The vCPU.";
+    [16 / 16] link_bits: u8 = Ty::U8, "Answer: bits of a link, which bounds the ports.";
+    [17 / 17] pad: [u8; 7] = Ty::Array(&Ty::U8, 7, 7), "Unused.";
+}
+
+abi_struct! {
+    /// One more page of FIFO event words.
+    pub struct ExpandArray = "evtchn_expand_array", "xen/include/public/event_channel.h", 8 / 8;
+    [0 / 0] array_gfn: u64 = Ty::U64, "Its frame.";
+}
+
+abi_struct! {
+    /// The FIFO priority of a port.
+    pub struct SetPriority = "evtchn_set_priority", "xen/include/public/event_channel.h", 8 / 8;
+    [0 / 0] port: u32 = Ty::Port, "The port.";
+    [4 / 4] priority: u32 = Ty::U32, "0 highest to 15 lowest.";
+}
+
+/// The FIFO ABI's event words and priorities.
+pub mod fifo {
+    /// Event word: an event is pending.
+    pub const PENDING: u32 = 1 << 31;
+    /// Event word: the port is masked.
+    pub const MASKED: u32 = 1 << 30;
+    /// Event word: the port is on a queue.
+    pub const LINKED: u32 = 1 << 29;
+    /// Event word: the hypervisor is changing the link.
+    pub const BUSY: u32 = 1 << 28;
+    /// Bits of the link, the number of the next port on the queue.
+    pub const LINK_BITS: u32 = 17;
+    /// Event word: the link.
+    pub const LINK_MASK: u32 = (1 << LINK_BITS) - 1;
+    /// The most ports.
+    pub const PORTS: u32 = 1 << LINK_BITS;
+    /// Event words in a page of the array.
+    pub const WORDS_PER_PAGE: u32 = 1024;
+    /// Queues per vCPU, one for each priority.
+    pub const QUEUES: u32 = 16;
+    /// The highest priority.
+    pub const PRIORITY_MAX: u32 = 0;
+    /// A port's priority at first.
+    pub const PRIORITY_DEFAULT: u32 = 7;
+    /// The lowest priority.
+    pub const PRIORITY_MIN: u32 = 15;
+}
+
+abi_struct! {
+    /// A vCPU's FIFO queues.
+    pub struct FifoControlBlock = "evtchn_fifo_control_block", "xen/include/public/event_channel.h", 72 / 72;
+    [0 / 0] ready: u32 = Ty::U32, "One bit for each priority whose queue is not empty.";
+    [4 / 4] rsvd: u32 = Ty::U32, "Unused.";
+    [8 / 8] head: [u32; 16] = Ty::Array(&Ty::U32, 16, 16), "The first port of each queue.";
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Operations of `vcpu_op`.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 numbered! {
@@ -65,6 +65,71 @@ numbered! {
     1 Runnable "runnable" "The vCPU waits for a physical CPU.";
     2 Blocked "blocked" "The vCPU sleeps, waiting for an event.";
     3 Offline "offline" "The vCPU is down or paused.";
+}
+
+/// `RunstateInfo::state_entry_time`: an update is under way, when `vm_assist` asked for the mark.
+pub const RUNSTATE_UPDATE: u64 = 1 << 63;
+
+/// The shortest period of the periodic timer, in nanoseconds.
+pub const PERIODIC_TIMER_MIN_NS: u64 = 1_000_000;
+
+/// The period that every vCPU's periodic timer starts with, in nanoseconds.
+pub const PERIODIC_TIMER_DEFAULT_NS: u64 = 10_000_000;
+
+/// `SetSingleshotTimer::flags`: fail with `ETIME` if the time has passed. Current Xen ignores it.
+pub const SINGLESHOT_FUTURE: u32 = 1;
+
+abi_struct! {
+    /// How long a vCPU has spent in each state.
+    pub struct RunstateInfo = "vcpu_runstate_info", "xen/include/public/vcpu.h", 48 / 44;
+    [0 / 0] state: i32 = Ty::I32, "The current state.";
+    pad _pad0: [u8; 4];
+    [8 / 4] state_entry_time: u64 = Ty::U64, "System time in nanoseconds at which it began.";
+    [16 / 12] time: [u64; 4] = Ty::Array(&Ty::U64, 4, 4), "Nanoseconds spent in each state.";
+}
+
+abi_struct! {
+    /// Where to keep a copy of the run state.
+    ///
+    /// A union of pointer and `uint64_t` in C, hence 8 bytes.
+    pub struct RegisterRunstateMemoryArea = "vcpu_register_runstate_memory_area", "xen/include/public/vcpu.h", 8 / 8;
+    [0 / 0] addr: u64 = Ty::U64, "Virtual address in kernel mode, or guest physical address for the phys form.";
+}
+
+abi_struct! {
+    /// Where to keep a copy of the time information.
+    ///
+    /// A union of pointer and `uint64_t` in C, hence 8 bytes.
+    pub struct RegisterTimeMemoryArea = "vcpu_register_time_memory_area", "xen/include/public/vcpu.h", 8 / 8;
+    [0 / 0] addr: u64 = Ty::U64, "Virtual address in kernel mode, or guest physical address for the phys form.";
+}
+
+abi_struct! {
+    /// The periodic timer's period.
+    pub struct SetPeriodicTimer = "vcpu_set_periodic_timer", "xen/include/public/vcpu.h", 8 / 8;
+    [0 / 0] period_ns: u64 = Ty::U64, "Nanoseconds between ticks.";
+}
+
+abi_struct! {
+    /// The one-shot timer's time.
+    pub struct SetSingleshotTimer = "vcpu_set_singleshot_timer", "xen/include/public/vcpu.h", 16 / 12;
+    [0 / 0] timeout_abs_ns: u64 = Ty::U64, "System time in nanoseconds at which to fire.";
+    [8 / 8] flags: u32 = Ty::U32, "Bit 0: fail if the time has passed; a hint.";
+    pad _pad0: [u8; 4];
+}
+
+abi_struct! {
+    /// Where a vCPU's `vcpu_info` is to live.
+    pub struct RegisterVcpuInfo = "vcpu_register_vcpu_info", "xen/include/public/vcpu.h", 16 / 16;
+    [0 / 0] mfn: u64 = Ty::U64, "Machine frame of a page of the guest.";
+    [8 / 8] offset: u32 = Ty::U32, "Bytes from the page's beginning; the area must not cross its end.";
+    [12 / 12] rsvd: u32 = Ty::U32, "Unused.";
+}
+
+abi_struct! {
+    /// The ids of a physical CPU.
+    pub struct GetPhysid = "vcpu_get_physid", "xen/include/public/vcpu.h", 8 / 8;
+    [0 / 0] phys_id: u64 = Ty::U64, "APIC id in the low half, ACPI id in the high half.";
 }
 
 #[cfg(test)]

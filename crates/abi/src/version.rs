@@ -1,8 +1,8 @@
 //! Questions of `xen_version`.
 
-use super::domu::DomU;
-use super::family::SubOpFacts;
 use crate::errno::Errno;
+use crate::hypercall::{DomU, SubOpFacts};
+use crate::layout::{Ty, abi_struct};
 use crate::numbered;
 
 numbered! {
@@ -53,6 +53,39 @@ numbered! {
     14 Commandline2 "commandline2" "As commandline, of any length." {
         arg: "xen_varbuf", domu: DomU::Refused(Errno::Eperm)
     }
+}
+
+/// Bytes that `XENVER_extraversion` writes.
+pub const EXTRAVERSION_BYTES: usize = 16;
+/// Bytes that `XENVER_capabilities` writes.
+pub const CAPABILITIES_BYTES: usize = 1024;
+/// Bytes that `XENVER_changeset` writes.
+pub const CHANGESET_BYTES: usize = 64;
+/// Bytes that `XENVER_guest_handle` writes.
+pub const GUEST_HANDLE_BYTES: usize = 16;
+/// Bytes that `XENVER_commandline` writes.
+pub const COMMANDLINE_BYTES: usize = 1024;
+
+abi_struct! {
+    /// Who built the hypervisor, with what, when.
+    pub struct CompileInfo = "xen_compile_info", "xen/include/public/version.h", 144 / 144;
+    [0 / 0] compiler: [u8; 64] = Ty::Array(&Ty::Char, 64, 64), "The compiler.";
+    [64 / 64] compile_by: [u8; 16] = Ty::Array(&Ty::Char, 16, 16), "The user.";
+    [80 / 80] compile_domain: [u8; 32] = Ty::Array(&Ty::Char, 32, 32), "The host's domain.";
+    [112 / 112] compile_date: [u8; 32] = Ty::Array(&Ty::Char, 32, 32), "The date.";
+}
+
+abi_struct! {
+    /// Where the hypervisor begins.
+    pub struct PlatformParameters = "xen_platform_parameters", "xen/include/public/version.h", 8 / 4;
+    [0 / 0] virt_start: u64 = Ty::Word, "The lowest virtual address that the hypervisor keeps for itself.";
+}
+
+abi_struct! {
+    /// One submap of features.
+    pub struct FeatureInfo = "xen_feature_info", "xen/include/public/version.h", 8 / 8;
+    [0 / 0] submap_idx: u32 = Ty::U32, "Which submap; only 0 exists.";
+    [4 / 4] submap: u32 = Ty::U32, "Answer: its bits.";
 }
 
 #[cfg(test)]
