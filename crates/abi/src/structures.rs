@@ -17,6 +17,7 @@ pub const ALL: &[&Layout] = &[
     vcpu_context::VcpuGuestContext::LAYOUT,
     vcpu_context::UserRegs::LAYOUT,
     vcpu_context::TrapInfo::LAYOUT,
+    vcpu_context::IretContext::LAYOUT,
     mmu::MmuUpdate::LAYOUT,
     mmu::MmuExtRequest::LAYOUT,
     mmu::MulticallEntry::LAYOUT,

@@ -139,6 +139,28 @@ abi_struct! {
     [5160 / -] gs_base_user: u64 = Ty::U64, "GS base of user mode.";
 }
 
+abi_struct! {
+    /// The frame on the kernel stack that the iret hypercall consumes.
+    ///
+    /// The 32-bit ABI has no C structure for it; ESP and SS are read only when the target is ring 2 or 3.
+    pub struct IretContext = "iret_context", "xen/include/public/arch-x86/xen-x86_64.h", 72 / 24;
+    [0 / -] rax: u64 = Ty::U64, "RAX, pushed by the hypercall page's stub.";
+    [8 / -] r11: u64 = Ty::U64, "R11, pushed by the hypercall page's stub.";
+    [16 / -] rcx: u64 = Ty::U64, "RCX, pushed by the hypercall page's stub.";
+    [24 / -] flags: u64 = Ty::U64, "VGCF_in_syscall or 0.";
+    [32 / -] rip: u64 = Ty::U64, "Where to go.";
+    [40 / -] cs: u64 = Ty::U64, "The code selector; its RPL says whether to user mode.";
+    [48 / -] rflags: u64 = Ty::U64, "The flags; IF sets the event mask.";
+    [56 / -] rsp: u64 = Ty::U64, "The stack.";
+    [64 / -] ss: u64 = Ty::U64, "The stack selector.";
+    [- / 0] eax = Ty::U32, "EAX, pushed by the hypercall page's stub.";
+    [- / 4] eip = Ty::U32, "Where to go.";
+    [- / 8] cs = Ty::U32, "The code selector.";
+    [- / 12] eflags = Ty::U32, "The flags; IF sets the event mask.";
+    [- / 16] esp = Ty::U32, "The stack.";
+    [- / 20] ss = Ty::U32, "The stack selector.";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

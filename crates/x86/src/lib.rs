@@ -7,8 +7,11 @@
 //! Nothing here touches memory, runs code or knows of a domain's state.
 #![forbid(unsafe_code)]
 
+pub mod bounce_frame;
 pub mod descriptor;
 pub mod gdt;
+pub mod hypercall_page;
+pub mod iret_frame;
 pub mod load;
 pub mod mode;
 pub mod segments;
