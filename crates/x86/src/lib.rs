@@ -17,3 +17,4 @@ pub mod mode;
 pub mod segments;
 pub mod selector;
 pub mod submit;
+pub mod transitions;
