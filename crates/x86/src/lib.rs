@@ -7,13 +7,17 @@
 //! Nothing here touches memory, runs code or knows of a domain's state.
 #![forbid(unsafe_code)]
 
+pub mod bits;
 pub mod bounce_frame;
 pub mod descriptor;
+pub mod fault;
+pub mod flags;
 pub mod gdt;
 pub mod hypercall_page;
 pub mod iret_frame;
 pub mod load;
 pub mod mode;
+pub mod pte;
 pub mod segments;
 pub mod selector;
 pub mod submit;

@@ -10,6 +10,7 @@
 
 use serde::Serialize;
 
+use crate::flags::rflags;
 use crate::segments::{FLAT_RING3_CS32, HYPERVISOR_CS};
 use crate::selector::Selector;
 
@@ -30,7 +31,8 @@ pub const SYSRETL_CS: Selector = Selector(SYSRET_BASE | 3);
 pub const SYSRET_SS: Selector = Selector((SYSRET_BASE + 8) | 3);
 
 /// The flags that SYSCALL clears: AC, VM, RF, NT, DF, IF, TF.
-pub const SYSCALL_MASK: u64 = 1 << 18 | 1 << 17 | 1 << 16 | 1 << 14 | 1 << 10 | 1 << 9 | 1 << 8;
+pub const SYSCALL_MASK: u64 =
+    rflags::AC | rflags::VM | rflags::RF | rflags::NT | rflags::DF | rflags::IF | rflags::TF;
 
 /// STAR's value.
 pub const STAR: u64 = (SYSRET_BASE as u64) << 48 | (SYSCALL_BASE as u64) << 32;
