@@ -9,6 +9,7 @@
 
 pub mod bits;
 pub mod bounce_frame;
+pub mod cpuid;
 pub mod descriptor;
 pub mod fault;
 pub mod flags;
@@ -17,6 +18,7 @@ pub mod hypercall_page;
 pub mod iret_frame;
 pub mod load;
 pub mod mode;
+pub mod msr;
 pub mod pte;
 pub mod segments;
 pub mod selector;
