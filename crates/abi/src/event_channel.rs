@@ -127,6 +127,13 @@ pub const TWO_LEVEL_PORTS_32: u32 = 1024;
 pub const BIND_PIRQ_WILL_SHARE: u32 = 1;
 
 abi_struct! {
+    /// What `event_channel_op_compat` takes: an operation of the new form, up to `unmask`, and its structure.
+    pub struct CompatOp = "evtchn_op", "xen/include/public/event_channel.h", 28 / 28;
+    [0 / 0] cmd: u32 = Ty::U32, "The operation.";
+    [4 / 4] body: [u32; 6] = Ty::Array(&Ty::U32, 6, 6), "The operation's structure (a union in C).";
+}
+
+abi_struct! {
     /// A port that waits for a domain.
     pub struct AllocUnbound = "evtchn_alloc_unbound", "xen/include/public/event_channel.h", 8 / 8;
     [0 / 0] dom: u16 = Ty::DomId, "Whose port; DOMID_SELF for an unprivileged domain.";

@@ -97,6 +97,14 @@ numbered! {
 pub const IO_PORTS: u32 = 65536;
 
 abi_struct! {
+    /// What `physdev_op_compat` takes: an operation of the new form, up to `free_irq_vector`, and its structure.
+    pub struct CompatOp = "physdev_op", "xen/include/public/physdev.h", 24 / 16;
+    [0 / 0] cmd: u32 = Ty::U32, "The operation.";
+    pad _pad0: [u8; 4];
+    [8 / 4] body: [u64; 2] = Ty::Array(&Ty::Word, 2, 3), "The operation's structure (a union in C).";
+}
+
+abi_struct! {
     /// The vCPU's virtual I/O privilege level.
     pub struct SetIopl = "physdev_set_iopl", "xen/include/public/physdev.h", 4 / 4;
     [0 / 0] iopl: u32 = Ty::U32, "0 to 3.";

@@ -53,6 +53,7 @@ pub const ALL: &[&Layout] = &[
     event_channel::ExpandArray::LAYOUT,
     event_channel::SetPriority::LAYOUT,
     event_channel::FifoControlBlock::LAYOUT,
+    event_channel::CompatOp::LAYOUT,
     grant_table::GrantEntryV1::LAYOUT,
     grant_table::GrantEntryV2Full::LAYOUT,
     grant_table::GrantEntryV2Sub::LAYOUT,
@@ -75,6 +76,7 @@ pub const ALL: &[&Layout] = &[
     physdev::Eoi::LAYOUT,
     physdev::PirqEoiGmfn::LAYOUT,
     physdev::IrqStatusQuery::LAYOUT,
+    physdev::CompatOp::LAYOUT,
     version::CompileInfo::LAYOUT,
     version::PlatformParameters::LAYOUT,
     version::FeatureInfo::LAYOUT,
@@ -95,7 +97,7 @@ pub fn find(name: &str) -> Option<&'static Layout> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypercall::{DomU, Family};
+    use crate::hypercall::{ArgKind, DomU, Family, Hypercall};
     use crate::layout::{Abi, Ty};
 
     #[test]
@@ -164,6 +166,22 @@ mod tests {
                     || family == Family::MmuExt
                     || (family, op.row.name) == (Family::Physdev, "get_free_pirq");
                 assert!(known, "{family:?} {} takes {arg}", op.row.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_pointer_of_an_available_hypercall_has_its_structure_in_the_list() {
+        let plain = ["*", "char", "unsigned int", "xen_pfn_t"];
+        for &hypercall in Hypercall::ALL {
+            if hypercall.facts().domu != DomU::Available {
+                continue;
+            }
+            for arg in hypercall.args64() {
+                if let ArgKind::Pointer(pointer) = arg.kind {
+                    let known = plain.contains(&pointer.element) || find(pointer.element).is_some();
+                    assert!(known, "{hypercall} takes {}", pointer.element);
+                }
             }
         }
     }

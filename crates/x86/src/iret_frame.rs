@@ -12,7 +12,7 @@
 //! Sources: `xen/include/public/arch-x86/xen-x86_64.h` (`HYPERVISOR_iret`), `xen/arch/x86/pv/iret.c`,
 //! `restore_all_guest` in `xen/arch/x86/x86_64/entry.S`.
 
-use paravane_abi::layout::{Abi, Layout};
+use paravane_abi::layout::Layout;
 use paravane_abi::vcpu_context::IretContext;
 use serde::Serialize;
 
@@ -126,9 +126,10 @@ const ROWS_32: [Row; 6] = [
 /// assert_eq!(cs.map(|word| word.offset), Some(40));
 /// ```
 pub fn frame(guest: Guest) -> Vec<FrameWord> {
-    let (rows, abi): (&[Row], Abi) = match guest {
-        Guest::Bits64 => (&ROWS_64, Abi::Bits64),
-        Guest::Bits32 => (&ROWS_32, Abi::Bits32),
+    let abi = guest.abi();
+    let rows: &[Row] = match guest {
+        Guest::Bits64 => &ROWS_64,
+        Guest::Bits32 => &ROWS_32,
     };
     const LAYOUT: &Layout = IretContext::LAYOUT;
     rows.iter()
@@ -153,9 +154,10 @@ mod tests {
 
     #[test]
     fn every_word_of_the_layout_has_its_effect() {
-        for (guest, abi) in [(Guest::Bits64, Abi::Bits64), (Guest::Bits32, Abi::Bits32)] {
+        for guest in [Guest::Bits64, Guest::Bits32] {
             let names: Vec<&str> = frame(guest).iter().map(|word| word.name).collect();
-            let fields: Vec<&str> = IretContext::LAYOUT.fields_of(abi).map(|field| field.name).collect();
+            let fields: Vec<&str> =
+                IretContext::LAYOUT.fields_of(guest.abi()).map(|field| field.name).collect();
             assert_eq!(names, fields);
         }
     }

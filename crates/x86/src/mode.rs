@@ -7,6 +7,7 @@
 
 use core::fmt;
 
+use paravane_abi::layout::Abi;
 use serde::Serialize;
 
 /// The width of a guest kernel, which decides the ABI it speaks.
@@ -78,6 +79,16 @@ impl Mode {
             Self::Guest64 | Self::Guest32On64 => Hypervisor::Bits64,
             Self::Guest32On32Pae => Hypervisor::Bits32Pae,
             Self::Guest32On32NonPae => Hypervisor::Bits32NonPae,
+        }
+    }
+}
+
+impl Guest {
+    /// The ABI whose structures the guest uses.
+    pub fn abi(self) -> Abi {
+        match self {
+            Self::Bits64 => Abi::Bits64,
+            Self::Bits32 => Abi::Bits32,
         }
     }
 }

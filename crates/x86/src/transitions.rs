@@ -231,6 +231,15 @@ mod tests {
     }
 
     #[test]
+    fn an_event_finds_the_mask_clear_and_leaves_it_set() {
+        for name in ["event-user-64", "event-kernel-64", "event-user-32", "event-kernel-32"] {
+            let transition = find(name).unwrap();
+            assert_eq!(transition.start.value(Register::EventMask), Value::Number(0), "{name}");
+            assert_eq!(transition.ends_with(Register::EventMask), Value::Number(1), "{name}");
+        }
+    }
+
+    #[test]
     fn star_gives_the_selectors_of_the_segment_map() {
         assert_eq!(star::SYSCALL_CS, HYPERVISOR_CS);
         assert_eq!(star::SYSCALL_SS, HYPERVISOR_DS);

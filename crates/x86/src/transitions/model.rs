@@ -227,6 +227,12 @@ impl Start {
         Register::ALL.into_iter().zip(self.values)
     }
 
+    /// The same with one register changed.
+    pub(super) const fn with(mut self, register: Register, value: Value) -> Self {
+        self.values[register as usize] = value;
+        self
+    }
+
     /// The value of one register.
     pub fn value(&self, register: Register) -> Value {
         // The discriminants are the places in Register::ALL.

@@ -9,8 +9,8 @@ use paravane_abi::vm::CallbackType;
 use super::model::{Actor, Change, Place, Register, Source, Start, Step, Transition};
 use super::steps::{
     AMD_INTERRUPT, EXCEPTION, HANDLER, HANDLER_FLAGS_32, INT80, INT82, INTEL_IRET, INTEL_IRET_INSTRUCTION,
-    INTERRUPT, JUDGE_EXCEPTION, JUDGE_INT, KERNEL_32, LOOK_UP_INT80, NOTICE_EVENT, REFUSED_INT,
-    SYSCALL_COMPAT, SYSENTER, USER_32, XEN_COMPAT_BOUNCE, XEN_COMPAT_EVENTS, XEN_COMPAT_EXIT,
+    INTERRUPT, JUDGE_EXCEPTION, JUDGE_INT, KERNEL_32, KERNEL_32_OPEN, LOOK_UP_INT80, NOTICE_EVENT,
+    REFUSED_INT, SYSCALL_COMPAT, SYSENTER, USER_32, XEN_COMPAT_BOUNCE, XEN_COMPAT_EVENTS, XEN_COMPAT_EXIT,
     XEN_COMPAT_IRET,
 };
 use crate::mode::Guest;
@@ -269,7 +269,7 @@ const EVENT_USER: Transition = into_kernel(
 const EVENT_KERNEL: Transition = into_kernel(
     "event-kernel-32",
     "An event while the guest kernel runs with the event mask clear: the event callback",
-    &KERNEL_32,
+    &KERNEL_32_OPEN,
     Place::Kernel,
     &[INTERRUPT, NOTICE_EVENT, PUSH_EVENT_FROM_KERNEL, ENTER_EVENT_FROM_KERNEL],
     &[

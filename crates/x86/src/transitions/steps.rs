@@ -54,6 +54,12 @@ pub(super) const KERNEL_64: Start = Start {
     ],
 };
 
+/// A 64-bit guest's kernel that lets events in.
+pub(super) const KERNEL_64_OPEN: Start = KERNEL_64.with(Register::EventMask, Value::Number(0));
+
+/// A 32-bit guest's kernel that lets events in.
+pub(super) const KERNEL_32_OPEN: Start = KERNEL_32.with(Register::EventMask, Value::Number(0));
+
 /// A 64-bit program of a 64-bit guest.
 pub(super) const USER_64: Start = Start {
     values: [
