@@ -29,6 +29,8 @@ numbered! {
     /// Something that the hypervisor does for the whole domain while it is on.
     ///
     /// An unknown type is `EINVAL`, found before an unknown command, which is `ENOSYS`.
+    /// A 64-bit guest may turn on those that only matter to 32-bit guests; `m2p_strict` is `EINVAL` for a 32-bit
+    /// guest.
     pub enum VmAssistType(u32), "xen/include/public/xen.h": SubOpFacts;
     0 FourGbSegments "4gb_segments"
     "32-bit Xen: emulate accesses beyond the truncated segment limit, as thread-local storage makes them." {
