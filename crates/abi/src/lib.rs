@@ -12,7 +12,8 @@
 //! | what a kernel image says of itself | [`elfnote`], [`features`] |
 //! | what a guest finds when it starts | [`start_of_day`], [`start_info`], [`shared_info`] |
 //! | hypercalls, their arguments and errors | [`hypercall`], [`errno`] |
-//! | sub-operations and the structures they take | [`mmu`], [`memory`], [`vcpu`], [`sched`], [`event_channel`], [`grant_table`], [`physdev`], [`version`], [`vm`] |
+//! | sub-operations and the structures they take | [`mmu`], [`memory`], [`vcpu`], [`sched`], [`vm`] |
+//! | the same for other domains, devices, the hypervisor | [`event_channel`], [`grant_table`], [`physdev`], [`version`] |
 //! | shared rings of every domain | [`console`], [`xenstore`] |
 //! | a vCPU's whole state | [`vcpu_context`] |
 //! | how tables and layouts are written, and a list of all layouts | [`table`], [`layout`], [`structures`] |

@@ -134,7 +134,8 @@ pub const INVALID_M2P_ENTRY: u64 = u64::MAX;
 abi_struct! {
     /// A list of extents to allocate, populate or give back.
     pub struct MemoryReservation = "xen_memory_reservation", "xen/include/public/memory.h", 32 / 20;
-    [0 / 0] extent_start: u64 = Ty::Pointer, "The list: one frame number per extent, read or written by the operation.";
+    [0 / 0] extent_start: u64 = Ty::Pointer, "The list: one frame number per extent, read or written by \
+                                              the operation.";
     [8 / 4] nr_extents: u64 = Ty::Word, "How many extents.";
     [16 / 8] extent_order: u32 = Ty::U32, "log2 of the pages in each.";
     [20 / 12] mem_flags: u32 = Ty::U32, "Which memory is acceptable.";

@@ -76,7 +76,8 @@ abi_struct! {
     [2064 / 2064] server_features: u32 = Ty::U32, "What the daemon can do, as bits.";
     [2068 / 2068] connection: u32 = Ty::U32, "0 connected, 1 while reconnecting.";
     [2072 / 2072] error: u32 = Ty::U32, "Why the daemon gave the ring up; 0 if it did not.";
-    [2076 / 2076] evtchn_port: u32 = Ty::Port, "Port for the daemon to raise, for domains that Xen itself built.";
+    [2076 / 2076] evtchn_port: u32 = Ty::Port, "Port for the daemon to raise, for domains that Xen itself \
+                                                built.";
 }
 
 /// Who may send a request.
@@ -173,7 +174,8 @@ numbered! {
     22 DirectoryPart "DIRECTORY_PART" "Lists part of a node's children, from an offset." {
         sender: AnyDomain, request: r"path\0offset\0", reply: r"generation\0name\0…"
     }
-    23 GetFeature "GET_FEATURE" "Asks which features the own ring can show; of another domain, for the control domain." {
+    23 GetFeature "GET_FEATURE" "Asks which features the own ring can show; of another domain, for the \
+                                 control domain." {
         sender: AnyDomain, request: r"[domid\0]", reply: r"bits\0"
     }
     24 SetFeature "SET_FEATURE" "Sets which features a domain's ring shows." {

@@ -69,8 +69,8 @@ pub const FRAME_64: [FrameWord; 8] = [
     word("rip", "the address interrupted"),
     word(
         "cs",
-        "bits 15..0 CS, with RPL 0 if the kernel was interrupted and 3 if user mode was; bits 39..32 the event mask \
-         as it was",
+        "bits 15..0 CS, with RPL 0 if the kernel was interrupted and 3 if user mode was; bits 39..32 the \
+         event mask as it was",
     ),
     word(
         "rflags",

@@ -264,8 +264,8 @@ pub const HIDDEN: &[HiddenFeature] = &[
 
 /// What else differs from the bare CPU.
 pub const PECULIARITIES: [&str; 3] = [
-    "Leaf 1 ECX bit 27, OSXSAVE: for user mode the guest's CR4.OSXSAVE; for kernel mode, where CPUID is emulated, the \
-     hypervisor's own, since Linux asks before it sets the bit.",
+    "Leaf 1 ECX bit 27, OSXSAVE: for user mode the guest's CR4.OSXSAVE; for kernel mode, where CPUID is \
+     emulated, the hypervisor's own, since Linux asks before it sets the bit.",
     "Leaf 1 ECX bit 31, HYPERVISOR, is set.",
     "Leaf 1 EBX, the initial APIC number, is 0 in the policy; Linux takes its CPUs from vcpu_op.",
 ];

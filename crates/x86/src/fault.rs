@@ -106,8 +106,8 @@ numbered! {
     }
     6 Ud "#UD" "An instruction that does not exist here." {
         title: "Invalid Opcode", class: Fault, error_code: ErrorCode::None, delivery: Yes,
-        pv: "The hypervisor looks first for the forced-emulation prefix (UD2A and \"xen\") before CPUID. A SYSCALL from \
-             user mode without a callback arrives as #UD.",
+        pv: "The hypervisor looks first for the forced-emulation prefix (UD2A and \"xen\") before CPUID. A \
+             SYSCALL from user mode without a callback arrives as #UD.",
     }
     7 Nm "#NM" "An FPU instruction while CR0.TS or CR0.EM is set." {
         title: "Device Not Available", class: Fault, error_code: ErrorCode::None, delivery: Changed,
@@ -132,13 +132,14 @@ numbered! {
     }
     13 Gp "#GP" "A broken rule of protection that has no exception of its own." {
         title: "General Protection", class: Fault, error_code: ErrorCode::Selector, delivery: Changed,
-        pv: "The hypervisor first emulates what PV emulates, and delivers INT n by its error code. A page fault in the \
-             GDT's own memory comes as #GP of the selector.",
+        pv: "The hypervisor first emulates what PV emulates, and delivers INT n by its error code. A page \
+             fault in the GDT's own memory comes as #GP of the selector.",
     }
     14 Pf "#PF" "A page that is not there, or may not be used so." {
         title: "Page Fault", class: Fault, error_code: ErrorCode::PageFault, delivery: Changed,
-        pv: "CR2 is in vcpu_info. Bit U of the error code says user mode, not ring 3. Faults that a TLB flush would have \
-             prevented, stores to page tables and first uses of LDT pages do not reach the guest.",
+        pv: "CR2 is in vcpu_info. Bit U of the error code says user mode, not ring 3. Faults that a TLB \
+             flush would have prevented, stores to page tables and first uses of LDT pages do not reach \
+             the guest.",
     }
     15 Spv "#SPV" "Reserved; a spurious interrupt of the local APIC." {
         title: "Reserved", class: Fault, error_code: ErrorCode::None, delivery: Never,

@@ -52,7 +52,8 @@ pub const RFLAGS: &[BitField] = &[
         9,
         "IF",
         "Take external interrupts.",
-        "Always set while the guest runs. In frames it is the event mask inverted; in an iret frame it sets the mask.",
+        "Always set while the guest runs. In frames it is the event mask inverted; in an iret frame it \
+         sets the mask.",
     ),
     BitField::bit(
         10,
@@ -66,8 +67,8 @@ pub const RFLAGS: &[BitField] = &[
         12,
         "IOPL",
         "Rings up to this one may do I/O and change IF.",
-        "Always 0 in the register. The guest's is kept by the hypervisor: physdev_op set_iopl sets it, and with assist \
-         architectural_iopl frames and the iret hypercall carry it.",
+        "Always 0 in the register. The guest's is kept by the hypervisor: physdev_op set_iopl sets it, and \
+         with assist architectural_iopl frames and the iret hypercall carry it.",
     ),
     BitField::bit(14, "NT", "IRET returns to another task.", "Cleared when a handler is entered."),
     BitField::bit(16, "RF", "Ignore instruction breakpoints once.", "Cleared when a handler is entered."),
@@ -75,7 +76,8 @@ pub const RFLAGS: &[BitField] = &[
         17,
         "VM",
         "Virtual-8086 mode.",
-        "Cleared on every return to a 64-bit guest. A 32-bit guest gets #GP instead of it on a 64-bit hypervisor.",
+        "Cleared on every return to a 64-bit guest. A 32-bit guest gets #GP instead of it on a 64-bit \
+         hypervisor.",
     ),
     BitField::bit(
         18,

@@ -83,14 +83,15 @@ const ROWS_64: [Row; 9] = [
     always(
         "cs",
         Pusher::Guest,
-        "RPL 3: to user mode (the user root, user GS base; without a user root the domain is crashed); RPL 0 \
-         to 2: to kernel mode. Loaded with RPL 3. With bit 8 only its being 0xe023 counts: SYSRETL, else SYSRETQ",
+        "RPL 3: to user mode (the user root, user GS base; without a user root the domain is crashed); RPL \
+         0 to 2: to kernel mode. Loaded with RPL 3. With bit 8 only its being 0xe023 counts: SYSRETL, else \
+         SYSRETQ",
     ),
     always(
         "rflags",
         Pusher::Guest,
-        "IF clear sets the event mask, IF set clears it; loaded with IF set, IOPL 0 and VM clear. With assist \
-         architectural_iopl its IOPL becomes the virtual one",
+        "IF clear sets the event mask, IF set clears it; loaded with IF set, IOPL 0 and VM clear. With \
+         assist architectural_iopl its IOPL becomes the virtual one",
     ),
     always("rsp", Pusher::Guest, "loaded"),
     always("ss", Pusher::Guest, "loaded with RPL 3; with bit 8 dropped, and SS comes from STAR"),
@@ -109,8 +110,9 @@ const ROWS_32: [Row; 6] = [
     always(
         "eflags",
         Pusher::Guest,
-        "IF clear sets the event mask, IF set clears it; loaded with IF set and IOPL 0. VM set: 64-bit Xen has no \
-         virtual-8086 mode and raises #GP there; 32-bit Xen took es, ds, fs and gs above the frame too",
+        "IF clear sets the event mask, IF set clears it; loaded with IF set and IOPL 0. VM set: 64-bit Xen \
+         has no virtual-8086 mode and raises #GP there; 32-bit Xen took es, ds, fs and gs above the frame \
+         too",
     ),
     outer("esp", "loaded; to ring 1 ESP is just moved past the frame"),
     outer("ss", "loaded"),

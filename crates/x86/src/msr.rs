@@ -14,7 +14,8 @@
 use serde::Serialize;
 
 /// When a refused RDMSR gives 0 instead of #GP.
-pub const FAKED_READ: &str = "while trap-table entry 13 has no address, RDMSR of a register that the host has and that is not 0x4000xxxx gives 0";
+pub const FAKED_READ: &str = "while trap-table entry 13 has no address, RDMSR of a register that the host \
+                              has and that is not 0x4000xxxx gives 0";
 
 /// What RDMSR gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -194,8 +195,8 @@ pub const MSRS: &[Msr] = &[
         Host::Any,
         Read::Number(0),
         Write::Told(
-            "bits 11..0 the page's index, 0; the rest the frame to fill: #GP if the index is another or the frame is not \
-             the guest's or not writable",
+            "bits 11..0 the page's index, 0; the rest the frame to fill: #GP if the index is another or \
+             the frame is not the guest's or not writable",
         ),
     ),
     one(
@@ -203,7 +204,8 @@ pub const MSRS: &[Msr] = &[
         "EFER",
         Host::Any,
         Read::Told(
-            "the host's known bits, without SVME and AIBRSE; for a 32-bit guest without LME and LMA, and on Intel SCE",
+            "the host's known bits, without SVME and AIBRSE; for a 32-bit guest without LME and LMA, and \
+             on Intel SCE",
         ),
         Write::SameOnly,
     ),

@@ -104,7 +104,8 @@ pub const PTE_FIELDS: &[PteField] = &[
         high: 62,
         low: 53,
         name: "AVL high",
-        in_leaf: "For software. Bits 62..59 are a protection key on other systems; debugging builds of Xen keep bit 62.",
+        in_leaf: "For software. Bits 62..59 are a protection key on other systems; debugging builds of Xen \
+                  keep bit 62.",
         in_table: "For software; ignored by the CPU.",
     },
     bit(

@@ -53,32 +53,33 @@ const MASK_ALWAYS: Change = Change::number(Register::EventMask, 1, Source::Event
 
 push_frame_32!(
     PUSH_FROM_USER,
-    "Pushes SS, ESP, EFLAGS, CS, EIP and the error code if there is one on kernel_ss:kernel_sp, which is not aligned. CS \
-     carries the old event mask in bits 23..16; IF of the pushed flags is the old mask inverted. A fault while pushing \
-     crashes the domain.",
+    "Pushes SS, ESP, EFLAGS, CS, EIP and the error code if there is one on kernel_ss:kernel_sp, which is \
+     not aligned. CS carries the old event mask in bits 23..16; IF of the pushed flags is the old mask \
+     inverted. A fault while pushing crashes the domain.",
     MODE_KERNEL,
     MASK_IF_ASKED
 );
 
 push_frame_32!(
     PUSH_FROM_KERNEL,
-    "Pushes EFLAGS, CS, EIP and the error code if there is one on the stack in use; SS and ESP are not pushed. CS keeps \
-     its RPL of 1 and carries the old event mask in bits 23..16; IF of the pushed flags is the old mask inverted.",
+    "Pushes EFLAGS, CS, EIP and the error code if there is one on the stack in use; SS and ESP are not \
+     pushed. CS keeps its RPL of 1 and carries the old event mask in bits 23..16; IF of the pushed flags \
+     is the old mask inverted.",
     MASK_IF_ASKED
 );
 
 push_frame_32!(
     PUSH_EVENT_FROM_USER,
-    "Pushes SS, ESP, EFLAGS, CS and EIP on kernel_ss:kernel_sp, which is not aligned. The old event mask in bits 23..16 \
-     of CS is 0 and IF of the pushed flags is 1, or there were no event.",
+    "Pushes SS, ESP, EFLAGS, CS and EIP on kernel_ss:kernel_sp, which is not aligned. The old event mask \
+     in bits 23..16 of CS is 0 and IF of the pushed flags is 1, or there were no event.",
     MODE_KERNEL,
     MASK_ALWAYS
 );
 
 push_frame_32!(
     PUSH_EVENT_FROM_KERNEL,
-    "Pushes EFLAGS, CS and EIP on the stack in use. The old event mask in bits 23..16 of CS is 0 and IF of the pushed \
-     flags is 1, or there were no event.",
+    "Pushes EFLAGS, CS and EIP on the stack in use. The old event mask in bits 23..16 of CS is 0 and IF of \
+     the pushed flags is 1, or there were no event.",
     MASK_ALWAYS
 );
 
@@ -87,8 +88,8 @@ macro_rules! enter_handler_32 {
     ($NAME:ident, $source:expr, $($ss:expr)?) => {
         const $NAME: Step = Step {
             actor: Actor::Cpu,
-            text: "IRETQ to 32-bit code enters the handler on the code selector that the guest registered with it, RPL at \
-                   least 1.",
+            text: "IRETQ to 32-bit code enters the handler on the code selector that the guest registered \
+                   with it, RPL at least 1.",
             changes: &[
                 Change::text(Register::Rip, HANDLER, $source),
                 Change::text(Register::Cs, "the handler's selector", $source),
@@ -148,8 +149,8 @@ const HYPERCALL: Transition = into_kernel(
         INT82,
         Step {
             actor: Actor::Hypervisor,
-            text: "EAX is looked up in the dispatch table of 32-bit guests; EBX, ECX, EDX, ESI and EDI are the arguments. \
-                   A number without an entry is ENOSYS.",
+            text: "EAX is looked up in the dispatch table of 32-bit guests; EBX, ECX, EDX, ESI and EDI are \
+                   the arguments. A number without an entry is ENOSYS.",
             changes: &[Change::text(Register::Rax, "the result", Source::HypercallTable)],
             citations: &[
                 "xen/arch/x86/x86_64/compat/entry.S, entry_int82",
@@ -158,8 +159,8 @@ const HYPERCALL: Transition = into_kernel(
         },
         Step {
             actor: Actor::Hypervisor,
-            text: "If an event is pending and the event mask is clear, the event callback is entered first, as in \
-                   event-kernel-32.",
+            text: "If an event is pending and the event mask is clear, the event callback is entered \
+                   first, as in event-kernel-32.",
             changes: &[],
             citations: &[XEN_COMPAT_EVENTS],
         },
@@ -192,9 +193,9 @@ const SYSCALL_USER: Transition = into_kernel(
         SYSCALL_COMPAT,
         Step {
             actor: Actor::Hypervisor,
-            text: "The stub switches to this CPU's stack, saves every register and notes CS 0xe02b and SS 0xe033, the flat \
-                   user segments of the 32-bit ABI. Without a callback the guest gets #GP(0), with EIP back at the \
-                   SYSCALL.",
+            text: "The stub switches to this CPU's stack, saves every register and notes CS 0xe02b and SS \
+                   0xe033, the flat user segments of the 32-bit ABI. Without a callback the guest gets \
+                   #GP(0), with EIP back at the SYSCALL.",
             changes: &[Change::text(Register::Rsp, "hypervisor's stack", Source::HypervisorCode)],
             citations: &[
                 "xen/arch/x86/x86_64/entry.S, cstar_enter",
@@ -216,8 +217,9 @@ const SYSENTER_USER: Transition = into_kernel(
         SYSENTER,
         Step {
             actor: Actor::Hypervisor,
-            text: "Saves every register. Of the caller's frame nothing is known, so it notes CS 3, EIP 0, ESP 0, SS 0xe033 \
-                   and the flags with IF set. Without a callback the guest gets #GP(0) instead.",
+            text: "Saves every register. Of the caller's frame nothing is known, so it notes CS 3, EIP 0, \
+                   ESP 0, SS 0xe033 and the flags with IF set. Without a callback the guest gets #GP(0) \
+                   instead.",
             changes: &[],
             citations: &[
                 "xen/arch/x86/x86_64/entry.S, sysenter_entry",
@@ -272,17 +274,15 @@ const EVENT_KERNEL: Transition = into_kernel(
     &KERNEL_32_OPEN,
     Place::Kernel,
     &[INTERRUPT, NOTICE_EVENT, PUSH_EVENT_FROM_KERNEL, ENTER_EVENT_FROM_KERNEL],
-    &[
-        "An event that comes between clearing the event mask and IRET lands on a frame that is half gone; kernels find \
-         out by EIP and merge the two frames.",
-    ],
+    &["An event that comes between clearing the event mask and IRET lands on a frame that is half gone; \
+         kernels find out by EIP and merge the two frames."],
 );
 
 /// The kernel makes an iret frame.
 const LAY_IRET_FRAME: Step = Step {
     actor: Actor::Guest,
-    text: "The kernel pushes what IRET would take, EFLAGS, CS and EIP with SS and ESP above them for a program, and jumps \
-           to slot 23 of the hypercall page, which pushes EAX and loads 23 into it.",
+    text: "The kernel pushes what IRET would take, EFLAGS, CS and EIP with SS and ESP above them for a \
+           program, and jumps to slot 23 of the hypercall page, which pushes EAX and loads 23 into it.",
     changes: &[
         Change::number(Register::Rax, 23, Source::Instruction),
         Change::text(Register::Rsp, "the iret frame", Source::Instruction),
@@ -308,8 +308,9 @@ const IRET_USER: Transition = Transition {
         INT82,
         Step {
             actor: Actor::Hypervisor,
-            text: "Hypercall 23 reads EAX, EIP, CS and EFLAGS at the guest's ESP. CS has RPL 2 or 3, so ESP and SS follow. \
-                   IF of the frame's flags decides the event mask. A fault, or RPL 0, crashes the domain.",
+            text: "Hypercall 23 reads EAX, EIP, CS and EFLAGS at the guest's ESP. CS has RPL 2 or 3, so \
+                   ESP and SS follow. IF of the frame's flags decides the event mask. A fault, or RPL 0, \
+                   crashes the domain.",
             changes: &[
                 Change::text(Register::Mode, "user", Source::IretFrame),
                 EVENT_MASK_FROM_FRAME,
@@ -337,8 +338,8 @@ const IRET_USER: Transition = Transition {
 /// Pending events come before the target.
 const EVENTS_AFTER_IRET: Step = Step {
     actor: Actor::Hypervisor,
-    text: "If that cleared the event mask and an event is pending, the event callback is entered first, with a frame that \
-           returns to where this transition would have gone.",
+    text: "If that cleared the event mask and an event is pending, the event callback is entered first, \
+           with a frame that returns to where this transition would have gone.",
     changes: &[],
     citations: &[XEN_COMPAT_EVENTS],
 };
@@ -353,8 +354,8 @@ const IRET_KERNEL: Transition = into_kernel(
         INT82,
         Step {
             actor: Actor::Hypervisor,
-            text: "Hypercall 23 reads EAX, EIP, CS and EFLAGS at the guest's ESP. CS has RPL 1, so the frame ends there and \
-                   ESP moves past it. IF of the frame's flags decides the event mask.",
+            text: "Hypercall 23 reads EAX, EIP, CS and EFLAGS at the guest's ESP. CS has RPL 1, so the \
+                   frame ends there and ESP moves past it. IF of the frame's flags decides the event mask.",
             changes: &[EVENT_MASK_FROM_FRAME, EAX_FROM_FRAME],
             citations: &[XEN_COMPAT_IRET],
         },
@@ -385,15 +386,16 @@ const IRET_NATIVE: Transition = Transition {
     steps: &[
         Step {
             actor: Actor::Guest,
-            text: "The kernel clears the event mask itself and looks whether an event is pending: IRET will not do it.",
+            text: "The kernel clears the event mask itself and looks whether an event is pending: IRET \
+                   will not do it.",
             changes: &[Change::number(Register::EventMask, 0, Source::Instruction)],
             citations: &["xen/include/public/xen.h, struct vcpu_info"],
         },
         Step {
             actor: Actor::Cpu,
-            text: "An ordinary IRET from ring 1 to ring 3. The hypervisor does not take part. IF of the popped flags is \
-                   ignored, because ring 1 has no right to change it, and a segment register whose descriptor ring 3 may \
-                   not use becomes null.",
+            text: "An ordinary IRET from ring 1 to ring 3. The hypervisor does not take part. IF of the \
+                   popped flags is ignored, because ring 1 has no right to change it, and a segment \
+                   register whose descriptor ring 3 may not use becomes null.",
             changes: &[
                 Change::text(Register::Mode, "user", Source::Instruction),
                 Change::text(Register::Rip, "popped EIP", Source::Instruction),

@@ -8,8 +8,8 @@ use crate::selector::Selector;
 pub(super) const AMD_SYSCALL: &str = "AMD APM vol. 2, \"SYSCALL and SYSRET\"";
 pub(super) const INTEL_SYSCALL: &str = "Intel SDM vol. 3A, \"Fast System Calls in 64-Bit Mode\"";
 pub(super) const AMD_SYSENTER: &str = "AMD APM vol. 2, \"SYSENTER and SYSEXIT (Legacy Mode Only)\"";
-pub(super) const INTEL_SYSENTER: &str = "Intel SDM vol. 3A, \"Performing Fast Calls to System Procedures with \
-                                         the SYSENTER and SYSEXIT Instructions\"";
+pub(super) const INTEL_SYSENTER: &str = "Intel SDM vol. 3A, \"Performing Fast Calls to System Procedures \
+                                         with the SYSENTER and SYSEXIT Instructions\"";
 pub(super) const AMD_INTERRUPT: &str = "AMD APM vol. 2, \"Long-Mode Interrupt Control Transfers\"";
 pub(super) const INTEL_STACK: &str = "Intel SDM vol. 3A, \"Stack Switching in IA-32e Mode\"";
 pub(super) const INTEL_GATE_DPL: &str =
@@ -135,7 +135,8 @@ pub(super) const USER_32: Start = Start {
 /// The CPU executes SYSCALL in 64-bit code.
 pub(super) const SYSCALL: Step = Step {
     actor: Actor::Cpu,
-    text: "SYSCALL saves RIP and RFLAGS in registers and loads CS, SS and RIP from MSRs. The stack pointer stays.",
+    text: "SYSCALL saves RIP and RFLAGS in registers and loads CS, SS and RIP from MSRs. The stack pointer \
+           stays.",
     changes: &[
         Change::text(Register::Rcx, "address after the SYSCALL", Source::Rip),
         Change::text(Register::R11, "flags at the SYSCALL", Source::Rflags),
@@ -165,8 +166,8 @@ pub(super) const SYSCALL_COMPAT: Step = Step {
 /// The CPU executes SYSENTER.
 pub(super) const SYSENTER: Step = Step {
     actor: Actor::Cpu,
-    text: "SYSENTER loads CS, SS, RIP and RSP from MSRs and saves nothing: the way back is whatever the program and \
-           its kernel agreed on. In long mode only Intel CPUs have it; AMD's raise #UD.",
+    text: "SYSENTER loads CS, SS, RIP and RSP from MSRs and saves nothing: the way back is whatever the \
+           program and its kernel agreed on. In long mode only Intel CPUs have it; AMD's raise #UD.",
     changes: &[
         Change::selector(Register::Cs, HYPERVISOR_CS, Source::SysenterCs),
         Change::selector(Register::Ss, HYPERVISOR_DS, Source::SysenterCsPlus8),
@@ -200,8 +201,9 @@ through_idt!(
     /// The CPU raises an exception.
     EXCEPTION,
     "hypervisor's entry of that exception",
-    "The CPU finds the exception's gate in the hypervisor's IDT, changes to ring 0 and pushes SS, RSP, RFLAGS, CS, \
-     RIP and, for some exceptions, an error code. #DB, NMI and #MC use a stack of the gate's IST instead of RSP0.",
+    "The CPU finds the exception's gate in the hypervisor's IDT, changes to ring 0 and pushes SS, RSP, \
+     RFLAGS, CS, RIP and, for some exceptions, an error code. #DB, NMI and #MC use a stack of the gate's \
+     IST instead of RSP0.",
     &[AMD_INTERRUPT, INTEL_STACK]
 );
 
@@ -209,8 +211,8 @@ through_idt!(
     /// The CPU takes an interrupt.
     INTERRUPT,
     "hypervisor's interrupt entry",
-    "An interrupt takes the CPU into the hypervisor; the CPU pushes SS, RSP, RFLAGS, CS and RIP. An event is also noticed \
-     at the end of any other stay in the hypervisor.",
+    "An interrupt takes the CPU into the hypervisor; the CPU pushes SS, RSP, RFLAGS, CS and RIP. An event \
+     is also noticed at the end of any other stay in the hypervisor.",
     &[AMD_INTERRUPT, INTEL_STACK]
 );
 
@@ -218,8 +220,8 @@ through_idt!(
     /// The CPU executes INT 0x80.
     INT80,
     "hypervisor's INT 0x80 entry",
-    "INT 0x80 goes through a gate of DPL 3, so every ring may use it. The CPU changes to ring 0 and pushes SS, RSP, \
-     RFLAGS, CS and the address after the INT.",
+    "INT 0x80 goes through a gate of DPL 3, so every ring may use it. The CPU changes to ring 0 and pushes \
+     SS, RSP, RFLAGS, CS and the address after the INT.",
     &[AMD_INTERRUPT, INTEL_GATE_DPL]
 );
 
@@ -227,8 +229,8 @@ through_idt!(
     /// The CPU executes INT 0x82 in ring 1.
     INT82,
     "hypervisor's INT 0x82 entry",
-    "INT 0x82 goes through a gate of DPL 1, which ring 1 may use. The CPU changes to ring 0 and pushes SS, RSP, \
-     RFLAGS, CS and the address after the INT.",
+    "INT 0x82 goes through a gate of DPL 1, which ring 1 may use. The CPU changes to ring 0 and pushes SS, \
+     RSP, RFLAGS, CS and the address after the INT.",
     &[AMD_INTERRUPT, INTEL_GATE_DPL]
 );
 
@@ -236,16 +238,16 @@ through_idt!(
     /// The CPU refuses an INT.
     REFUSED_INT,
     "hypervisor's #GP entry",
-    "The vector's gate in the hypervisor's IDT has a DPL that this ring may not use, so the CPU raises #GP with the \
-     error code vector * 8 + 2 and pushes the address of the INT itself.",
+    "The vector's gate in the hypervisor's IDT has a DPL that this ring may not use, so the CPU raises #GP \
+     with the error code vector * 8 + 2 and pushes the address of the INT itself.",
     &[AMD_INTERRUPT, INTEL_GATE_DPL]
 );
 
 /// The hypervisor's stub of SYSCALL.
 pub(super) const ENTER_FROM_SYSCALL: Step = Step {
     actor: Actor::Hypervisor,
-    text: "The stub knows this CPU's stack by its own address, switches to it and saves every register. It cannot \
-           know the caller's CS and SS: it notes 0xe033 and 0xe02b.",
+    text: "The stub knows this CPU's stack by its own address, switches to it and saves every register. It \
+           cannot know the caller's CS and SS: it notes 0xe033 and 0xe02b.",
     changes: &[Change::text(Register::Rsp, "hypervisor's stack", Source::HypervisorCode)],
     citations: &[
         "xen/arch/x86/x86_64/entry.S, lstar_enter",
@@ -256,8 +258,8 @@ pub(super) const ENTER_FROM_SYSCALL: Step = Step {
 /// The hypervisor notes a guest that did SYSENTER.
 pub(super) const ENTER_FROM_SYSENTER_64: Step = Step {
     actor: Actor::Hypervisor,
-    text: "Saves every register. Of the caller's frame nothing is known, so it notes CS 3, RIP 0, RSP 0, SS 0xe02b \
-           and the flags with IF set. Without a callback the guest gets #GP(0) instead.",
+    text: "Saves every register. Of the caller's frame nothing is known, so it notes CS 3, RIP 0, RSP 0, \
+           SS 0xe02b and the flags with IF set. Without a callback the guest gets #GP(0) instead.",
     changes: &[],
     citations: &["xen/arch/x86/x86_64/entry.S, sysenter_entry"],
 };
@@ -265,8 +267,8 @@ pub(super) const ENTER_FROM_SYSENTER_64: Step = Step {
 /// From user to kernel mode of a 64-bit guest.
 pub(super) const TO_KERNEL: Step = Step {
     actor: Actor::Hypervisor,
-    text: "The guest was in user mode: the hypervisor marks it as in kernel mode, exchanges the two GS bases and \
-           loads the kernel's page-table root.",
+    text: "The guest was in user mode: the hypervisor marks it as in kernel mode, exchanges the two GS \
+           bases and loads the kernel's page-table root.",
     changes: &[
         Change::text(Register::Mode, "kernel", Source::HypervisorCode),
         Change::text(Register::GsBase, "kernel GS base", Source::Swapgs),
@@ -278,8 +280,8 @@ pub(super) const TO_KERNEL: Step = Step {
 /// From kernel to user mode of a 64-bit guest.
 pub(super) const TO_USER: Step = Step {
     actor: Actor::Hypervisor,
-    text: "The hypervisor marks the guest as in user mode, exchanges the two GS bases and loads the user root. A \
-           guest that never set a user root is crashed.",
+    text: "The hypervisor marks the guest as in user mode, exchanges the two GS bases and loads the user \
+           root. A guest that never set a user root is crashed.",
     changes: &[
         Change::text(Register::Mode, "user", Source::HypervisorCode),
         Change::text(Register::GsBase, "user GS base", Source::Swapgs),
@@ -306,34 +308,37 @@ const MASK_ALWAYS: Change = Change::number(Register::EventMask, 1, Source::Event
 push_frame_64!(
     /// A frame on the kernel's own stack, for an exception or callback.
     PUSH_FROM_USER,
-    "Pushes SS, RSP, RFLAGS, CS, RIP, the error code if there is one, R11 and RCX on the stack of stack_switch, \
-     aligned down to 16. CS keeps its RPL of 3 and carries the old event mask in bits 39..32; IF of the pushed flags \
-     is the old mask inverted. A fault while pushing crashes the domain.",
+    "Pushes SS, RSP, RFLAGS, CS, RIP, the error code if there is one, R11 and RCX on the stack of \
+     stack_switch, aligned down to 16. CS keeps its RPL of 3 and carries the old event mask in bits \
+     39..32; IF of the pushed flags is the old mask inverted. A fault while pushing crashes the domain.",
     MASK_IF_ASKED
 );
 
 push_frame_64!(
     /// A frame on the stack in use, for an exception.
     PUSH_FROM_KERNEL,
-    "Pushes SS, RSP, RFLAGS, CS, RIP, the error code if there is one, R11 and RCX on the stack in use, aligned down \
-     to 16. The pushed CS has RPL 0, which says that the kernel was interrupted, and carries the old event mask in \
-     bits 39..32; IF of the pushed flags is the old mask inverted. A fault while pushing crashes the domain.",
+    "Pushes SS, RSP, RFLAGS, CS, RIP, the error code if there is one, R11 and RCX on the stack in use, \
+     aligned down to 16. The pushed CS has RPL 0, which says that the kernel was interrupted, and carries \
+     the old event mask in bits 39..32; IF of the pushed flags is the old mask inverted. A fault while \
+     pushing crashes the domain.",
     MASK_IF_ASKED
 );
 
 push_frame_64!(
     /// A frame on the kernel's own stack, for an event.
     PUSH_EVENT_FROM_USER,
-    "Pushes SS, RSP, RFLAGS, CS, RIP, R11 and RCX on the stack of stack_switch, aligned down to 16. CS keeps its RPL \
-     of 3; the old event mask in its bits 39..32 is 0 and IF of the pushed flags is 1, or there were no event.",
+    "Pushes SS, RSP, RFLAGS, CS, RIP, R11 and RCX on the stack of stack_switch, aligned down to 16. CS \
+     keeps its RPL of 3; the old event mask in its bits 39..32 is 0 and IF of the pushed flags is 1, or \
+     there were no event.",
     MASK_ALWAYS
 );
 
 push_frame_64!(
     /// A frame on the stack in use, for an event.
     PUSH_EVENT_FROM_KERNEL,
-    "Pushes SS, RSP, RFLAGS, CS, RIP, R11 and RCX on the stack in use, aligned down to 16. The pushed CS has RPL 0; \
-     the old event mask in its bits 39..32 is 0 and IF of the pushed flags is 1, or there were no event.",
+    "Pushes SS, RSP, RFLAGS, CS, RIP, R11 and RCX on the stack in use, aligned down to 16. The pushed CS \
+     has RPL 0; the old event mask in its bits 39..32 is 0 and IF of the pushed flags is 1, or there were \
+     no event.",
     MASK_ALWAYS
 );
 
@@ -360,15 +365,15 @@ prepare_handler_64!(
     PREPARE_TRAP,
     Source::TrapTable,
     HANDLER_FLAGS,
-    "Restores the other registers and loads what SYSRET needs. Of the trap table's entry only the address counts: \
-     its CS is ignored."
+    "Restores the other registers and loads what SYSRET needs. Of the trap table's entry only the address \
+     counts: its CS is ignored."
 );
 
 /// The CPU enters a handler.
 pub(super) const SYSRET_TO_HANDLER: Step = Step {
     actor: Actor::Cpu,
-    text: "SYSRETQ takes RIP from RCX and the flags from R11, and CS and SS from STAR. RCX and R11 keep the handler's \
-           address and the flags: the guest's own values are in the frame.",
+    text: "SYSRETQ takes RIP from RCX and the flags from R11, and CS and SS from STAR. RCX and R11 keep \
+           the handler's address and the flags: the guest's own values are in the frame.",
     changes: &[
         Change::text(Register::Rip, HANDLER, Source::Rcx),
         Change::text(Register::Rflags, HANDLER_FLAGS, Source::R11),
@@ -381,10 +386,10 @@ pub(super) const SYSRET_TO_HANDLER: Step = Step {
 /// What the hypervisor does with an exception before it goes to the guest.
 pub(super) const JUDGE_EXCEPTION: Step = Step {
     actor: Actor::Hypervisor,
-    text: "The hypervisor deals with what is its own: instructions that it emulates, stores to page tables, LDT pages \
-           mapped at first use. The rest goes to the guest's trap table; an entry without an address crashes the \
-           domain. For #PF it writes CR2 to vcpu_info and sets the error code's U bit by the guest's mode; for #NM it \
-           clears TS.",
+    text: "The hypervisor deals with what is its own: instructions that it emulates, stores to page \
+           tables, LDT pages mapped at first use. The rest goes to the guest's trap table; an entry \
+           without an address crashes the domain. For #PF it writes CR2 to vcpu_info and sets the error \
+           code's U bit by the guest's mode; for #NM it clears TS.",
     changes: &[],
     citations: &[XEN_INJECT, "xen/arch/x86/traps.c"],
 };
@@ -392,9 +397,9 @@ pub(super) const JUDGE_EXCEPTION: Step = Step {
 /// What the hypervisor does with an INT that the CPU refused.
 pub(super) const JUDGE_INT: Step = Step {
     actor: Actor::Hypervisor,
-    text: "The error code names the vector. If the guest's trap table permits that vector to the guest's virtual ring \
-           (bits 1..0 of the entry's flags), that entry is the handler and RIP moves past the INT; else the guest \
-           gets the #GP.",
+    text: "The error code names the vector. If the guest's trap table permits that vector to the guest's \
+           virtual ring (bits 1..0 of the entry's flags), that entry is the handler and RIP moves past the \
+           INT; else the guest gets the #GP.",
     changes: &[],
     citations: &[XEN_GENERAL_PROTECTION],
 };
@@ -402,8 +407,8 @@ pub(super) const JUDGE_INT: Step = Step {
 /// The entry of INT 0x80.
 pub(super) const LOOK_UP_INT80: Step = Step {
     actor: Actor::Hypervisor,
-    text: "Takes entry 0x80 of the guest's trap table without asking for its DPL. If it has no address the guest gets \
-           #GP with error code 0x402, and RIP points at the INT again.",
+    text: "Takes entry 0x80 of the guest's trap table without asking for its DPL. If it has no address the \
+           guest gets #GP with error code 0x402, and RIP points at the INT again.",
     changes: &[],
     citations: &[XEN_INT80],
 };
@@ -411,8 +416,8 @@ pub(super) const LOOK_UP_INT80: Step = Step {
 /// The hypervisor notices an event.
 pub(super) const NOTICE_EVENT: Step = Step {
     actor: Actor::Hypervisor,
-    text: "On the way back to the guest evtchn_upcall_pending is not 0 and evtchn_upcall_mask is 0, so the event \
-           callback is entered first.",
+    text: "On the way back to the guest evtchn_upcall_pending is not 0 and evtchn_upcall_mask is 0, so the \
+           event callback is entered first.",
     changes: &[],
     citations: &[XEN_EVENTS, XEN_COMPAT_EVENTS],
 };

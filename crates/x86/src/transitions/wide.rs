@@ -49,16 +49,17 @@ const HYPERCALL: Transition = Transition {
         ENTER_FROM_SYSCALL,
         Step {
             actor: Actor::Hypervisor,
-            text: "The guest is in kernel mode, so this is a hypercall, wherever the SYSCALL stood. RAX is looked up in \
-                   the dispatch table; RDI, RSI, RDX, R10 and R8 are the arguments. A number without an entry is \
-                   ENOSYS.",
+            text: "The guest is in kernel mode, so this is a hypercall, wherever the SYSCALL stood. RAX is \
+                   looked up in the dispatch table; RDI, RSI, RDX, R10 and R8 are the arguments. A number \
+                   without an entry is ENOSYS.",
             changes: &[Change::text(Register::Rax, "the result", Source::HypercallTable)],
             citations: &["xen/arch/x86/pv/hypercall.c, pv_hypercall"],
         },
         EVENTS_FIRST,
         Step {
             actor: Actor::Hypervisor,
-            text: "Restores the registers, of which the argument registers may have changed, and loads what SYSRET needs.",
+            text: "Restores the registers, of which the argument registers may have changed, and loads \
+                   what SYSRET needs.",
             changes: &[
                 Change::text(Register::Rcx, "address after the SYSCALL", Source::SavedState),
                 Change::text(Register::R11, RETURN_FLAGS, Source::SavedState),
@@ -81,8 +82,8 @@ const HYPERCALL: Transition = Transition {
     notes: &[
         "A kernel that ran on a CS or SS of its own GDT comes back on 0xe033 and 0xe02b.",
         "RCX and R11 are lost, which is why the hypercall page's stubs push and pop them.",
-        "A long hypercall may come back early with RIP at the SYSCALL again and its arguments changed to the work \
-         that is left.",
+        "A long hypercall may come back early with RIP at the SYSCALL again and its arguments changed to \
+         the work that is left.",
     ],
 };
 
@@ -120,8 +121,8 @@ const SYSRET_TO_SYSCALL: Step = Step {
 /// The hypervisor takes a SYSCALL for the guest kernel's.
 const IS_SYSTEM_CALL: Step = Step {
     actor: Actor::Hypervisor,
-    text: "The guest is in user mode, so this is a system call for the guest kernel. Without a callback the guest gets \
-           #UD, with RIP back at the SYSCALL.",
+    text: "The guest is in user mode, so this is a system call for the guest kernel. Without a callback \
+           the guest gets #UD, with RIP back at the SYSCALL.",
     changes: &[],
     citations: &["xen/arch/x86/x86_64/entry.S, switch_to_kernel"],
 };
@@ -143,8 +144,8 @@ const SYSCALL_USER: Transition = Transition {
         SYSRET_TO_SYSCALL,
     ],
     notes: &[
-        "In the frame RCX is the address after the SYSCALL and R11 the flags, as the CPU left them; CS and SS are \
-         0xe033 and 0xe02b whatever the program used.",
+        "In the frame RCX is the address after the SYSCALL and R11 the flags, as the CPU left them; CS and \
+         SS are 0xe033 and 0xe02b whatever the program used.",
         "Events are masked on entry if the callback was registered so.",
     ],
 };
@@ -168,13 +169,14 @@ const SYSCALL_USER_COMPAT: Transition = Transition {
         SYSCALL_COMPAT,
         Step {
             actor: Actor::Hypervisor,
-            text: "The stub switches to this CPU's stack, saves every register and notes CS 0xe023 and SS 0xe02b.",
+            text: "The stub switches to this CPU's stack, saves every register and notes CS 0xe023 and SS \
+                   0xe02b.",
             changes: &[Change::text(Register::Rsp, "hypervisor's stack", Source::HypervisorCode)],
             citations: &["xen/arch/x86/x86_64/entry.S, cstar_enter"],
         },
         Step {
-            text: "The noted CS is 0xe023, so the callback is syscall32. Without one the guest gets #UD, with RIP back \
-                   at the SYSCALL.",
+            text: "The noted CS is 0xe023, so the callback is syscall32. Without one the guest gets #UD, \
+                   with RIP back at the SYSCALL.",
             ..IS_SYSTEM_CALL
         },
         TO_KERNEL,
@@ -184,8 +186,8 @@ const SYSCALL_USER_COMPAT: Transition = Transition {
     ],
     notes: &[
         "The handler is 64-bit code: it is entered by SYSRETQ like every other.",
-        "Whether events are masked on entry is decided by the flag with which the *syscall* callback was registered; the \
-         flag of syscall32 counts for 32-bit guests only.",
+        "Whether events are masked on entry is decided by the flag with which the *syscall* callback was \
+         registered; the flag of syscall32 counts for 32-bit guests only.",
     ],
 };
 
@@ -236,7 +238,8 @@ const INT_USER: Transition = Transition {
     steps: &[REFUSED_INT, JUDGE_INT, TO_KERNEL, PUSH_FROM_USER, PREPARE_TRAP, SYSRET_TO_HANDLER],
     notes: &[
         "Vectors 3 and 4 have gates of DPL 3 and come as exceptions: the trap table's DPL is not asked.",
-        "The virtual ring of a program is 3; that of a 64-bit kernel counts as 1, or 0 with assist architectural_iopl.",
+        "The virtual ring of a program is 3; that of a 64-bit kernel counts as 1, or 0 with assist \
+         architectural_iopl.",
     ],
 };
 
@@ -260,8 +263,8 @@ const EXCEPTION_KERNEL: Transition = Transition {
     start: &KERNEL_64,
     steps: &[EXCEPTION, JUDGE_EXCEPTION, PUSH_FROM_KERNEL, PREPARE_TRAP, SYSRET_TO_HANDLER],
     notes: &[
-        "A kernel that ran on a CS or SS of its own finds them in the frame, CS with RPL 0; the handler runs on \
-         0xe033 and 0xe02b.",
+        "A kernel that ran on a CS or SS of its own finds them in the frame, CS with RPL 0; the handler \
+         runs on 0xe033 and 0xe02b.",
         "There is no double fault: a fault while pushing the frame crashes the domain.",
     ],
 };
@@ -299,8 +302,8 @@ const EVENT_KERNEL: Transition = Transition {
 /// The kernel makes an iret frame.
 const LAY_IRET_FRAME: Step = Step {
     actor: Actor::Guest,
-    text: "The kernel pushes SS, RSP, RFLAGS, CS, RIP and a flags word of 0, and jumps to slot 23 of the hypercall page, \
-           which pushes RCX, R11 and RAX and loads 23 into EAX.",
+    text: "The kernel pushes SS, RSP, RFLAGS, CS, RIP and a flags word of 0, and jumps to slot 23 of the \
+           hypercall page, which pushes RCX, R11 and RAX and loads 23 into EAX.",
     changes: &[
         Change::number(Register::Rax, 23, Source::Instruction),
         Change::text(Register::Rsp, "the iret frame", Source::Instruction),
@@ -310,32 +313,33 @@ const LAY_IRET_FRAME: Step = Step {
 
 /// The kernel makes an iret frame for SYSRET.
 const LAY_IRET_FRAME_SYSRET: Step = Step {
-    text: "The kernel pushes SS, RSP, RFLAGS, CS, RIP and a flags word with bit 8, VGCF_in_syscall, and jumps to slot \
-           23 of the hypercall page, which pushes RCX, R11 and RAX and loads 23 into EAX.",
+    text: "The kernel pushes SS, RSP, RFLAGS, CS, RIP and a flags word with bit 8, VGCF_in_syscall, and \
+           jumps to slot 23 of the hypercall page, which pushes RCX, R11 and RAX and loads 23 into EAX.",
     ..LAY_IRET_FRAME
 };
 
 /// The hypervisor reads an iret frame to user mode.
 const READ_IRET_TO_USER: Step = Step {
     actor: Actor::Hypervisor,
-    text: "Hypercall 23 reads the nine words at the guest's RSP; a fault crashes the domain. RPL 3 of the frame's CS \
-           means user mode.",
+    text: "Hypercall 23 reads the nine words at the guest's RSP; a fault crashes the domain. RPL 3 of the \
+           frame's CS means user mode.",
     changes: &[],
     citations: &[XEN_IRET],
 };
 
 /// The hypervisor reads an iret frame to kernel mode.
 const READ_IRET_TO_KERNEL: Step = Step {
-    text: "Hypercall 23 reads the nine words at the guest's RSP; a fault crashes the domain. RPL 0, 1 or 2 of the \
-           frame's CS means kernel mode: nothing to exchange.",
+    text: "Hypercall 23 reads the nine words at the guest's RSP; a fault crashes the domain. RPL 0, 1 or 2 \
+           of the frame's CS means kernel mode: nothing to exchange.",
     ..READ_IRET_TO_USER
 };
 
 /// The frame's registers, when all of them count.
 const TAKE_IRET_FRAME: Step = Step {
     actor: Actor::Hypervisor,
-    text: "IF of the frame's flags decides the event mask. RAX, RCX and R11 come from the frame, and the rest goes into \
-           the frame that IRETQ will take: CS and SS with RPL 3, the flags with IF set, IOPL 0 and VM clear.",
+    text: "IF of the frame's flags decides the event mask. RAX, RCX and R11 come from the frame, and the \
+           rest goes into the frame that IRETQ will take: CS and SS with RPL 3, the flags with IF set, \
+           IOPL 0 and VM clear.",
     changes: &[
         Change::text(Register::EventMask, "1 if the frame's IF is 0, else 0", Source::IretFrame),
         Change::text(Register::Rax, "frame's RAX", Source::IretFrame),
@@ -348,8 +352,8 @@ const TAKE_IRET_FRAME: Step = Step {
 /// Pending events come before user code.
 const EVENTS_AFTER_IRET: Step = Step {
     actor: Actor::Hypervisor,
-    text: "If that cleared the event mask and an event is pending, the event callback is entered first, with a frame \
-           that returns to where this transition would have gone.",
+    text: "If that cleared the event mask and an event is pending, the event callback is entered first, \
+           with a frame that returns to where this transition would have gone.",
     changes: &[],
     citations: &[XEN_EVENTS, XEN_BOUNCE],
 };
@@ -357,8 +361,8 @@ const EVENTS_AFTER_IRET: Step = Step {
 /// The CPU leaves by IRETQ.
 const IRETQ: Step = Step {
     actor: Actor::Cpu,
-    text: "IRETQ takes RIP, CS, RFLAGS, RSP and SS from the hypervisor's stack. A fault here becomes the guest's, as if \
-           it had happened at the target.",
+    text: "IRETQ takes RIP, CS, RFLAGS, RSP and SS from the hypervisor's stack. A fault here becomes the \
+           guest's, as if it had happened at the target.",
     changes: &[
         Change::text(Register::Rip, "frame's RIP", Source::HypervisorStack),
         Change::text(Register::Cs, "frame's CS, RPL 3", Source::HypervisorStack),
@@ -386,9 +390,8 @@ const IRET_USER: Transition = Transition {
         EVENTS_AFTER_IRET,
         IRETQ,
     ],
-    notes: &[
-        "CS and SS of the guest's own GDT or LDT are honoured: this is the way to programs on other segments.",
-    ],
+    notes: &["CS and SS of the guest's own GDT or LDT are honoured: this is the way to programs on other \
+         segments."],
 };
 
 /// The flags that SYSRET restores from an iret frame.
@@ -397,8 +400,8 @@ const IRET_SYSRET_FLAGS: &str = "frame's flags, IF set, IOPL 0, VM clear";
 /// The frame's registers, when SYSRET needs RCX and R11.
 const TAKE_IRET_FRAME_SYSRET: Step = Step {
     actor: Actor::Hypervisor,
-    text: "IF of the frame's flags decides the event mask. The frame's RCX, R11 and SS are dropped: RCX and R11 take what \
-           SYSRET needs. Of the frame's CS counts only whether it is 0xe023.",
+    text: "IF of the frame's flags decides the event mask. The frame's RCX, R11 and SS are dropped: RCX \
+           and R11 take what SYSRET needs. Of the frame's CS counts only whether it is 0xe023.",
     changes: &[
         Change::text(Register::EventMask, "1 if the frame's IF is 0, else 0", Source::IretFrame),
         Change::text(Register::Rax, "frame's RAX", Source::IretFrame),
@@ -497,9 +500,9 @@ const IRETQ_NATIVE: Transition = Transition {
     start: &KERNEL_64,
     steps: &[Step {
         actor: Actor::Cpu,
-        text: "An ordinary IRETQ from ring 3 to ring 3. The hypervisor does not take part: the guest stays in kernel \
-               mode, on the kernel root, and the event mask stays. IF and IOPL of the popped flags are ignored, because \
-               ring 3 has no right to change them.",
+        text: "An ordinary IRETQ from ring 3 to ring 3. The hypervisor does not take part: the guest stays \
+               in kernel mode, on the kernel root, and the event mask stays. IF and IOPL of the popped \
+               flags are ignored, because ring 3 has no right to change them.",
         changes: &[
             Change::text(Register::Rip, "popped RIP", Source::Instruction),
             Change::text(Register::Cs, "popped CS, which must have RPL 3", Source::Instruction),
@@ -510,8 +513,8 @@ const IRETQ_NATIVE: Transition = Transition {
         citations: &[INTEL_IRET_INSTRUCTION, AMD_INTERRUPT],
     }],
     notes: &[
-        "A frame pushed by the hypervisor has a CS of RPL 0, with the event mask above it; a kernel that wants IRETQ must \
-         set RPL 3 first and deal with the mask and with RCX and R11 itself.",
+        "A frame pushed by the hypervisor has a CS of RPL 0, with the event mask above it; a kernel that \
+         wants IRETQ must set RPL 3 first and deal with the mask and with RCX and R11 itself.",
     ],
 };
 
@@ -526,7 +529,8 @@ const RESUME: Transition = Transition {
         INTERRUPT,
         Step {
             actor: Actor::Hypervisor,
-            text: "The hypervisor does what the interrupt asks, finds nothing to deliver and restores the registers.",
+            text: "The hypervisor does what the interrupt asks, finds nothing to deliver and restores the \
+                   registers.",
             changes: &[],
             citations: &[XEN_EVENTS, XEN_EXIT],
         },
@@ -544,6 +548,7 @@ const RESUME: Transition = Transition {
         },
     ],
     notes: &[
-        "It is the same in kernel mode, and after an instruction that the hypervisor emulated or a fault that it mended.",
+        "It is the same in kernel mode, and after an instruction that the hypervisor emulated or a fault \
+         that it mended.",
     ],
 };
