@@ -1,5 +1,7 @@
 //! The command line: one definition, from which parsing, help, man pages and completions come.
 
+pub mod decode;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -36,6 +38,11 @@ pub enum Decode {
         after_help = "Examples:\n  paravane decode selector 0xe033\n  paravane decode selector 0xe02b --guest 32 --svg"
     )]
     Selector(Values),
+    /// Segment descriptors: every field, what Xen makes of them, and what a guest may load
+    #[command(
+        after_help = "Examples:\n  paravane decode descriptor 0x00cfb2000000ffff\n  paravane decode descriptor ff ff 00 00 00 b2 cf 00 --guest 32\n  paravane decode descriptor 0x0000890000000067 0 --svg"
+    )]
+    Descriptor(decode::DescriptorArgs),
 }
 
 /// Values to work on, the mode they are read in, and how to print the answer.

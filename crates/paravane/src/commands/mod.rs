@@ -1,5 +1,6 @@
 //! One module per command: from parsed arguments to an answer.
 
+mod descriptor;
 mod selector;
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Decode(decode) => match decode {
+            Decode::Descriptor(args) => output::emit(&descriptor::decode(&args)?, args.values.output.into()),
             Decode::Selector(values) => output::emit(&selector::decode(&values)?, values.output.into()),
         },
     }

@@ -18,7 +18,9 @@ const DIM: Style = Style::new().dimmed();
 pub fn render(page: &Page, width: usize) -> String {
     let width = width.max(40);
     let mut out = String::new();
-    line(&mut out, &format!("{TITLE}{}{TITLE:#}", page.title));
+    for text in textwrap::wrap(&page.title, width) {
+        line(&mut out, &format!("{TITLE}{text}{TITLE:#}"));
+    }
     let mut previous: Option<&Block> = None;
     for block in &page.blocks {
         if !matches!(previous, Some(Block::Heading(_))) {
