@@ -43,6 +43,11 @@ pub enum Decode {
         after_help = "Examples:\n  paravane decode descriptor 0x00cfb2000000ffff\n  paravane decode descriptor ff ff 00 00 00 b2 cf 00 --guest 32\n  paravane decode descriptor 0x0000890000000067 0 --svg"
     )]
     Descriptor(decode::DescriptorArgs),
+    /// A whole descriptor table, from a file in almost any format
+    #[command(
+        after_help = "Examples:\n  paravane decode gdt gdt.bin\n  gdb -batch -ex 'x/32gx &gdt' vmlinux | paravane decode gdt -\n  paravane decode gdt page.txt --first 7168 --svg"
+    )]
+    Gdt(decode::GdtArgs),
 }
 
 /// Values to work on, the mode they are read in, and how to print the answer.

@@ -16,6 +16,7 @@ pub mod flags;
 pub mod gdt;
 pub mod hypercall_page;
 pub mod iret_frame;
+pub mod install;
 pub mod load;
 pub mod mode;
 pub mod msr;

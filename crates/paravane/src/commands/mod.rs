@@ -1,6 +1,8 @@
 //! One module per command: from parsed arguments to an answer.
 
 mod descriptor;
+pub mod gdt_file;
+mod gdt_table;
 mod selector;
 
 use crate::{
@@ -18,6 +20,7 @@ pub fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Decode(decode) => match decode {
             Decode::Descriptor(args) => output::emit(&descriptor::decode(&args)?, args.values.output.into()),
+            Decode::Gdt(args) => output::emit(&gdt_table::decode(&args)?, args.output.into()),
             Decode::Selector(values) => output::emit(&selector::decode(&values)?, values.output.into()),
         },
     }

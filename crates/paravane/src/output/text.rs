@@ -18,7 +18,7 @@ const DIM: Style = Style::new().dimmed();
 pub fn render(page: &Page, width: usize) -> String {
     let width = width.max(40);
     let mut out = String::new();
-    for text in textwrap::wrap(&page.title, width) {
+    for text in textwrap::wrap(&page.title, wrapping(width)) {
         line(&mut out, &format!("{TITLE}{text}{TITLE:#}"));
     }
     let mut previous: Option<&Block> = None;
@@ -44,7 +44,7 @@ fn render_block(out: &mut String, block: &Block, width: usize) {
         Block::Verbatim(text) => text.lines().for_each(|text| line(out, &format!("  {text}"))),
         Block::Sources(sources) => {
             let text = format!("Sources: {}", sources.join("; "));
-            for text in textwrap::wrap(&text, width) {
+            for text in textwrap::wrap(&text, wrapping(width)) {
                 line(out, &format!("{DIM}{text}{DIM:#}"));
             }
         }
@@ -57,14 +57,15 @@ fn line(out: &mut String, text: &str) {
 }
 
 fn wrapped(out: &mut String, text: &str, width: usize, first: &str, rest: &str) {
-    let options = textwrap::Options::new(width)
-        .initial_indent(first)
-        .subsequent_indent(rest)
-        .break_words(false)
-        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    let options = wrapping(width).initial_indent(first).subsequent_indent(rest);
     for text in textwrap::wrap(text, options) {
         line(out, &text);
     }
+}
+
+/// Lines are broken at spaces only: words here are numbers, paths and names, which people copy.
+fn wrapping(width: usize) -> textwrap::Options<'static> {
+    textwrap::Options::new(width).break_words(false).word_splitter(textwrap::WordSplitter::NoHyphenation)
 }
 
 fn display_width(text: &str) -> usize {
@@ -122,7 +123,7 @@ fn render_row(
         let _ = write!(text, "{style}{cell}{style:#}{padding}  ");
     }
     let last = row.last().map_or("", String::as_str);
-    let mut pieces = textwrap::wrap(last, textwrap::Options::new(last_width).break_words(false)).into_iter();
+    let mut pieces = textwrap::wrap(last, wrapping(last_width)).into_iter();
     let first = pieces.next().unwrap_or_default();
     let _ = write!(text, "{style}{first}{style:#}");
     line(out, &text);

@@ -44,7 +44,7 @@ impl Entry {
     }
 
     /// How many quadwords it takes.
-    pub(in crate::commands) fn len(self) -> usize {
+    pub(in crate::commands) fn len(self) -> u16 {
         if self.high.is_some() { 2 } else { 1 }
     }
 
@@ -118,7 +118,7 @@ mod tests {
     const CODE: u64 = 0x00af_fb00_0000_ffff;
     const CALL_GATE: u64 = 0x1234_ec00_0010_5678;
 
-    fn sizes(quadwords: &[u64], mode: Mode, pairing: Pairing) -> Vec<usize> {
+    fn sizes(quadwords: &[u64], mode: Mode, pairing: Pairing) -> Vec<u16> {
         group(quadwords, mode, pairing).into_iter().map(Entry::len).collect()
     }
 

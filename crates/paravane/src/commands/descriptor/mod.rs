@@ -19,11 +19,11 @@ use serde_json::{Value, json};
 
 pub(super) use self::{
     diagram::diagrams,
-    entry::{Entry, Pairing, group, is_wide},
+    entry::{Entry, Pairing, group},
     fields::rows as field_rows,
-    known::{Form as KnownForm, Known, form as known_form, known},
-    summary::{byte_size, summary},
-    verdict::{Verdict, stored, submission_json, verdict},
+    known::{Known, form as known_form, known},
+    summary::summary,
+    verdict::{Verdict, submission_json, verdict},
 };
 use crate::{
     cli::decode::DescriptorArgs,

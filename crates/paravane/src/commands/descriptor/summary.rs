@@ -4,7 +4,7 @@ use paravane_x86::descriptor::{Descriptor, Kind, SystemType, bits, kind::CodeWid
 
 use super::entry::Entry;
 
-/// What `entry` is, in the words of one table cell: `data, writable; ring 3; base 0, 4 GiB`.
+/// What `entry` is, in the words of one table cell: `data, writable; DPL 3; flat`.
 pub(in crate::commands) fn summary(entry: Entry) -> String {
     if entry.low == Descriptor::NULL {
         return "null descriptor".to_owned();
@@ -32,6 +32,7 @@ fn extent(entry: Entry) -> String {
             Some(gate) => format!("to {}:{:#x}", gate.selector, gate.offset),
             None => "to nothing".to_owned(),
         },
+        Kind::Code(_) | Kind::Data(_) if low.base() == 0 && low.limit() == u32::MAX => "flat".to_owned(),
         Kind::Code(_) | Kind::Data(_) | Kind::System(_) => {
             format!("base {:#x}, {}", entry.base(), byte_size(u64::from(low.limit()) + 1))
         }
@@ -70,7 +71,7 @@ mod tests {
         for (low, high, line) in [
             (0, None, "null descriptor"),
             (0x00af_fb00_0000_ffff, None, "64-bit code, readable, accessed; DPL 3; flat"),
-            (0x00cf_b200_0000_ffff, None, "data, writable; DPL 1; base 0x0, 4 GiB"),
+            (0x00cf_b200_0000_ffff, None, "data, writable; DPL 1; flat"),
             (0x00cf_ba00_0000_67ff, None, "32-bit code, readable; DPL 1; base 0x0, 3944 MiB"),
             (
                 0x0040_f612_3456_0fff,
