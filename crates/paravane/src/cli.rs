@@ -1,6 +1,7 @@
 //! The command line: one definition, from which parsing, help, man pages and completions come.
 
 pub mod decode;
+pub mod encode;
 
 use std::path::PathBuf;
 
@@ -28,6 +29,9 @@ pub enum Command {
     /// Take a value apart: descriptor, selector, whole GDT …
     #[command(subcommand)]
     Decode(Decode),
+    /// Make a value from its fields: descriptor, selector …
+    #[command(subcommand)]
+    Encode(encode::Encode),
 }
 
 /// What `decode` decodes.

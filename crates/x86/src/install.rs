@@ -13,7 +13,7 @@
 
 use paravane_abi::{
     errno::Errno,
-    hypercall::{Arg, Guests, Hypercall},
+    hypercall::{Guests, Hypercall},
 };
 use serde::Serialize;
 
@@ -153,7 +153,7 @@ static SEGMENT_BASE: Installation = Installation {
     call: "set_segment_base(which, base)",
     purpose: "sets the 64-bit base of FS or GS, which a descriptor cannot hold",
     steps: &[
-        "Choose which: 0 is FS, 1 is GS of user mode, 2 is GS of the kernel, 3 loads a selector into GS of user mode.",
+        "Choose `which`: 0 is FS, 1 is GS of user mode, 2 is GS of the kernel, 3 loads a selector into GS of user mode.",
         "Call set_segment_base with it and the base, or for 3 the selector.",
     ],
     rules: &[
@@ -164,7 +164,7 @@ static SEGMENT_BASE: Installation = Installation {
     ],
     errors: &[
         fails(Errno::Einval, "the base is not canonical"),
-        fails(Errno::Einval, "which is above 3"),
+        fails(Errno::Einval, "`which` is above 3"),
         fails(Errno::Enosys, "the guest is a 32-bit one"),
     ],
 };
@@ -192,19 +192,9 @@ impl Route {
     }
 }
 
-impl Installation {
-    /// The hypercall's arguments as a guest of this width passes them.
-    pub fn arguments(&self, guest: Guest) -> &'static [Arg] {
-        match guest {
-            Guest::Bits64 => self.hypercall.args64(),
-            Guest::Bits32 => self.hypercall.args32(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use paravane_abi::hypercall::mmu::MmuExtOp;
+    use paravane_abi::mmu::MmuExtOp;
 
     use super::*;
     use crate::gdt;
@@ -247,11 +237,5 @@ mod tests {
             assert!(text(route).contains(&number), "{route:?}: {number}");
         }
         assert_eq!(SET_LDT.operation, format!("MMUEXT_{}", MmuExtOp::SetLdt.name()));
-    }
-
-    #[test]
-    fn a_32_bit_guest_passes_a_descriptor_in_two_words() {
-        assert_eq!(UPDATE_DESCRIPTOR.arguments(Guest::Bits64).len(), 2);
-        assert_eq!(UPDATE_DESCRIPTOR.arguments(Guest::Bits32).len(), 4);
     }
 }

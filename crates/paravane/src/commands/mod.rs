@@ -1,14 +1,20 @@
 //! One module per command: from parsed arguments to an answer.
 
 mod descriptor;
+mod encode;
 pub mod gdt_file;
 mod gdt_table;
 mod selector;
 
+use std::collections::BTreeSet;
+
 use crate::{
-    cli::{Command, Decode},
+    cli::{Command, Decode, encode::Encode},
     failure::Failure,
-    output::{self, page::Page},
+    output::{
+        self,
+        page::{Block, Page},
+    },
 };
 
 /// Runs `command` and prints what it answers.
@@ -18,23 +24,46 @@ use crate::{
 /// Whatever keeps the command from answering; see [`Failure`].
 pub fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Decode(decode) => match decode {
-            Decode::Descriptor(args) => output::emit(&descriptor::decode(&args)?, args.values.output.into()),
-            Decode::Gdt(args) => output::emit(&gdt_table::decode(&args)?, args.output.into()),
-            Decode::Selector(values) => output::emit(&selector::decode(&values)?, values.output.into()),
-        },
+        Command::Decode(decode) => run_decode(decode),
+        Command::Encode(encode) => run_encode(&encode),
     }
 }
 
-/// Several answers as one page: a single one stays as it is, others become sections.
+fn run_decode(decode: Decode) -> Result<(), Failure> {
+    match decode {
+        Decode::Descriptor(args) => output::emit(&descriptor::decode(&args)?, args.values.output.into()),
+        Decode::Gdt(args) => output::emit(&gdt_table::decode(&args)?, args.output.into()),
+        Decode::Selector(values) => output::emit(&selector::decode(&values)?, values.output.into()),
+    }
+}
+
+fn run_encode(encode: &Encode) -> Result<(), Failure> {
+    match encode {
+        Encode::Descriptor(args) => output::emit(&encode::descriptor::encode(args)?, args.output.into()),
+        Encode::Selector(args) => output::emit(&encode::selector::encode(args)?, args.output.into()),
+    }
+}
+
+/// Several answers as one page: a single one stays as it is, others become sections, with the sources of all at
+/// the end.
 fn join(title: &str, mut pages: Vec<Page>) -> Page {
     if pages.len() == 1 {
         return pages.remove(0);
     }
     let mut joined = Page::new(title);
+    let mut all_sources: Vec<String> = Vec::new();
     for page in pages {
         joined.heading(page.title);
-        joined.blocks.extend(page.blocks);
+        for block in page.blocks {
+            if let Block::Sources(sources) = block {
+                all_sources.extend(sources);
+            } else {
+                joined.push(block);
+            }
+        }
     }
+    let mut seen = BTreeSet::new();
+    all_sources.retain(|source| seen.insert(source.clone()));
+    joined.sources(all_sources);
     joined
 }

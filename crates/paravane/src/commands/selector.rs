@@ -85,6 +85,12 @@ pub(super) fn decode(values: &Values) -> Result<Answer, Failure> {
     Ok(Answer { page, json: json!(data) })
 }
 
+/// What is known about one selector, in the mode `chosen` or in all of them.
+pub(super) fn answer(selector: Selector, chosen: Option<Mode>) -> Answer {
+    let modes: Vec<Mode> = chosen.map_or_else(|| Mode::ALL.to_vec(), |mode| vec![mode]);
+    Answer { page: describe(selector, &modes), json: json!(decoded(selector, &modes)) }
+}
+
 fn owner(selector: Selector) -> Owner {
     if selector.is_null() {
         return Owner::Nobody;

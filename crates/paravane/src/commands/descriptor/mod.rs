@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 
 pub(super) use self::{
     diagram::diagrams,
-    entry::{Entry, Pairing, group},
+    entry::{Entry, Pairing, group, is_wide},
     fields::rows as field_rows,
-    known::{Known, form as known_form, known},
-    summary::summary,
+    known::{Form as KnownForm, Known, form as known_form, known},
+    summary::{byte_size, summary},
     verdict::{Verdict, submission_json, verdict},
 };
 use crate::{

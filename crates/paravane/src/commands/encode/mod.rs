@@ -1,0 +1,6 @@
+//! `paravane encode`: from fields to values.
+
+pub(super) mod descriptor;
+mod fields;
+mod limit;
+pub(super) mod selector;
