@@ -52,6 +52,35 @@ pub enum Decode {
         after_help = "Examples:\n  paravane decode gdt gdt.bin\n  gdb -batch -ex 'x/32gx &gdt' vmlinux | paravane decode gdt -\n  paravane decode gdt page.txt --first 7168 --svg"
     )]
     Gdt(decode::GdtArgs),
+    /// Page-table entries: frame, flags, and what Xen permits and changes
+    #[command(
+        after_help = "Examples:\n  paravane decode pte 0x80000001234567\n  paravane decode pte 0x1234003 --level 4 --svg"
+    )]
+    Pte(decode::PteArgs),
+    /// Error codes of exceptions: page faults, and faults about selectors
+    #[command(
+        after_help = "Examples:\n  paravane decode error-code 7 --page-fault\n  paravane decode error-code 0xe030"
+    )]
+    ErrorCode(decode::ErrorCodeArgs),
+    /// The flags register
+    #[command(after_help = "Example:\n  paravane decode rflags 0x246")]
+    Rflags(decode::BitsArgs),
+    /// Control register 0
+    #[command(after_help = "Example:\n  paravane decode cr0 0x8005003b")]
+    Cr0(decode::BitsArgs),
+    /// Control register 4
+    #[command(after_help = "Example:\n  paravane decode cr4 0x7426f0")]
+    Cr4(decode::BitsArgs),
+    /// Hypercalls and their sub-operations, by number or name
+    #[command(
+        after_help = "Examples:\n  paravane decode hypercall 26\n  paravane decode hypercall update_descriptor MMUEXT_SET_LDT"
+    )]
+    Hypercall(decode::HypercallArgs),
+    /// Xen's error numbers and results of hypercalls
+    #[command(
+        after_help = "Examples:\n  paravane decode errno -22\n  paravane decode errno EINVAL\n  paravane decode errno 0xffffffea"
+    )]
+    Errno(decode::ErrnoArgs),
 }
 
 /// Values to work on, the mode they are read in, and how to print the answer.

@@ -14,6 +14,9 @@ use crate::failure::Failure;
 /// The most that is read of a file of numbers or of a descriptor table, in bytes.
 const MAX_INPUT: u64 = 16 << 20;
 
+/// The most values that one answer explains; more would only be scrolled past.
+const MAX_VALUES: usize = 8192;
+
 /// Reads `text` as a number of at most `bits` bits: decimal, `0x` hexadecimal, `0o` octal or `0b` binary, with
 /// `_` between digits. `what` names the thing for the error message.
 ///
@@ -25,6 +28,29 @@ pub fn number(text: &str, bits: u32, what: &str) -> Result<u64, Failure> {
     fits(value, bits).ok_or_else(|| {
         Failure::Usage(format!("{what} has {bits} bits, and {text} needs more: check the digits"))
     })
+}
+
+/// Reads every word of `arguments` and `file` as [`number`] does; at least one must be there.
+///
+/// # Errors
+///
+/// If a file cannot be read, nothing is given, or a word is no number or does not fit.
+pub fn numbers(
+    arguments: &[String],
+    file: Option<&Path>,
+    bits: u32,
+    what: &str,
+) -> Result<Vec<u64>, Failure> {
+    let words = words(arguments, file)?;
+    if words.is_empty() {
+        return Err(Failure::Usage(format!(
+            "no {what} given: name one, a file with --file, or - for standard input"
+        )));
+    }
+    if words.len() > MAX_VALUES {
+        return Err(Failure::Usage(format!("looked for at most {MAX_VALUES} values, found {}", words.len())));
+    }
+    words.iter().map(|word| number(word, bits, what)).collect()
 }
 
 /// Reads `text` as a number with an optional minus sign, in two's complement of 64 bits.

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{DrawableOutput, ModeArgs};
+use super::{DrawableOutput, GuestArg, ModeArgs};
 
 /// What `encode` encodes.
 #[derive(Debug, Subcommand)]
@@ -12,6 +12,11 @@ pub enum Encode {
         after_help = "Examples:\n  paravane encode descriptor --type code --dpl 3 --long\n  paravane encode descriptor --type data --base 0x12345000 --limit 64K --guest 32\n  paravane encode descriptor --type call-gate --selector 0x10 --offset 0xc0100000 --count 2 --guest 32"
     )]
     Descriptor(DescriptorArgs),
+    /// Page-table entries: from frame and flags
+    #[command(
+        after_help = "Example:\n  paravane encode pte --frame 0x1234 --flags present,rw,accessed,dirty,nx"
+    )]
+    Pte(PteArgs),
     /// Segment selectors: from index, table and ring
     #[command(after_help = "Example:\n  paravane encode selector --index 7174 --rpl 3")]
     Selector(SelectorArgs),
@@ -154,4 +159,61 @@ pub enum TableArg {
     Gdt,
     /// Local descriptor table
     Ldt,
+}
+
+/// Arguments of `encode pte`.
+#[derive(Debug, Args)]
+pub struct PteArgs {
+    /// Machine frame number: the machine address without its low 12 bits
+    #[arg(long, value_name = "FRAME")]
+    pub frame: String,
+    /// Flags, separated by commas; `none` for none
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "present", value_name = "FLAGS")]
+    pub flags: Vec<PteFlag>,
+    /// Level of the table that the entry is for: 1 maps pages, 4 is the root
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=4))]
+    pub level: u8,
+    /// Width of the guest
+    #[arg(long, value_enum, default_value = "64")]
+    pub guest: GuestArg,
+    /// How to print.
+    #[command(flatten)]
+    pub output: DrawableOutput,
+}
+
+/// Values of `--flags`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PteFlag {
+    /// No flag
+    None,
+    /// Bit 0: in use
+    #[value(alias = "p")]
+    Present,
+    /// Bit 1: writable
+    #[value(aliases = ["writable", "w"])]
+    Rw,
+    /// Bit 2: for ring 3
+    #[value(alias = "us")]
+    User,
+    /// Bit 3: cache attribute
+    Pwt,
+    /// Bit 4: cache attribute
+    Pcd,
+    /// Bit 5: used
+    #[value(alias = "a")]
+    Accessed,
+    /// Bit 6: written
+    #[value(alias = "d")]
+    Dirty,
+    /// Bit 7: cache attribute in level 1, large page above
+    #[value(alias = "ps")]
+    Pat,
+    /// Bit 8: outlives a load of CR3
+    #[value(alias = "g")]
+    Global,
+    /// Bit 52: Xen's mark of kernel mappings
+    #[value(alias = "guest-kernel")]
+    Kernel,
+    /// Bit 63: not executable
+    Nx,
 }

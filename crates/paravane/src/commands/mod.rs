@@ -1,9 +1,15 @@
 //! One module per command: from parsed arguments to an answer.
 
+mod bit_table;
 mod descriptor;
 mod encode;
+mod errno;
+mod error_code;
 pub mod gdt_file;
 mod gdt_table;
+mod hypercall;
+mod pte;
+mod register;
 mod selector;
 
 use std::collections::BTreeSet;
@@ -16,6 +22,7 @@ use crate::{
         page::{Block, Page},
     },
 };
+use register::Register;
 
 /// Runs `command` and prints what it answers.
 ///
@@ -32,7 +39,14 @@ pub fn run(command: Command) -> Result<(), Failure> {
 fn run_decode(decode: Decode) -> Result<(), Failure> {
     match decode {
         Decode::Descriptor(args) => output::emit(&descriptor::decode(&args)?, args.values.output.into()),
+        Decode::Errno(args) => output::emit(&errno::decode(&args)?, args.output.into()),
+        Decode::ErrorCode(args) => output::emit(&error_code::decode(&args)?, args.bits.output.into()),
         Decode::Gdt(args) => output::emit(&gdt_table::decode(&args)?, args.output.into()),
+        Decode::Hypercall(args) => output::emit(&hypercall::decode(&args)?, args.output.into()),
+        Decode::Pte(args) => output::emit(&pte::decode(&args)?, args.bits.output.into()),
+        Decode::Rflags(args) => output::emit(&register::decode(&args, Register::Rflags)?, args.output.into()),
+        Decode::Cr0(args) => output::emit(&register::decode(&args, Register::Cr0)?, args.output.into()),
+        Decode::Cr4(args) => output::emit(&register::decode(&args, Register::Cr4)?, args.output.into()),
         Decode::Selector(values) => output::emit(&selector::decode(&values)?, values.output.into()),
     }
 }
@@ -40,6 +54,7 @@ fn run_decode(decode: Decode) -> Result<(), Failure> {
 fn run_encode(encode: &Encode) -> Result<(), Failure> {
     match encode {
         Encode::Descriptor(args) => output::emit(&encode::descriptor::encode(args)?, args.output.into()),
+        Encode::Pte(args) => output::emit(&encode::pte::encode(args)?, args.output.into()),
         Encode::Selector(args) => output::emit(&encode::selector::encode(args)?, args.output.into()),
     }
 }

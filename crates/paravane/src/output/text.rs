@@ -39,7 +39,7 @@ fn render_block(out: &mut String, block: &Block, width: usize) {
         Block::List(items) => items.iter().for_each(|item| wrapped(out, item, width, "  - ", "    ")),
         Block::Fields(fields) => render_fields(out, fields, width),
         Block::Table(table) => render_table(out, table, width),
-        Block::Bits(bits) => render_bits(out, bits),
+        Block::Bits(bits) => render_bits(out, bits, width),
         Block::Map(map) => render_map(out, map),
         Block::Verbatim(text) => text.lines().for_each(|text| line(out, &format!("  {text}"))),
         Block::Sources(sources) => {
@@ -143,14 +143,19 @@ fn tone_style(tone: Tone) -> Style {
     }
 }
 
-fn render_bits(out: &mut String, bits: &BitDiagram) {
+fn render_bits(out: &mut String, bits: &BitDiagram, width: usize) {
     let top = bits.width - 1;
     let mut row_high = top;
     loop {
         let row_low = row_high - row_high % 32;
-        let row: Vec<&BitField> =
-            bits.fields.iter().filter(|field| (row_low..=row_high).contains(&field.low)).collect();
-        render_bit_row(out, bits, &row);
+        let row = bits.fields.iter().filter(|field| (row_low..=row_high).contains(&field.low));
+        let columns: Vec<BitColumn<'_>> = row.map(|field| bit_column(bits, field)).collect();
+        let mut rest = columns.as_slice();
+        while !rest.is_empty() {
+            let (line, more) = rest.split_at(columns_that_fit(rest, width));
+            render_bit_columns(out, line);
+            rest = more;
+        }
         if row_low == 0 {
             break;
         }
@@ -158,27 +163,45 @@ fn render_bits(out: &mut String, bits: &BitDiagram) {
     }
 }
 
-fn render_bit_row(out: &mut String, bits: &BitDiagram, row: &[&BitField]) {
+/// A field as it is drawn: three lines of the same width.
+struct BitColumn<'a> {
+    field: &'a BitField,
+    numbers: String,
+    value: String,
+    width: usize,
+}
+
+fn bit_column<'a>(bits: &BitDiagram, field: &'a BitField) -> BitColumn<'a> {
+    let digits = usize::from(field.high - field.low) + 1;
+    let binary = digits <= 8 && field.tone != Tone::Address;
+    let value = bits.field_value(field);
+    let value = if binary { format!("{value:0digits$b}") } else { format!("{value:#x}") };
+    let numbers = if digits == 1 { field.high.to_string() } else { format!("{} {}", field.high, field.low) };
+    let width = numbers.len().max(display_width(&field.name)).max(value.len());
+    let numbers = if digits == 1 {
+        format!("{numbers:^width$}")
+    } else {
+        format!("{}{:>rest$}", field.high, field.low, rest = width - field.high.to_string().len())
+    };
+    BitColumn { field, numbers, value, width }
+}
+
+/// How many of `columns` fit on a line; at least one.
+fn columns_that_fit(columns: &[BitColumn<'_>], width: usize) -> usize {
+    let mut end = 3;
+    let fit = columns.iter().take_while(|column| {
+        end += column.width + 1;
+        end <= width
+    });
+    fit.count().max(1)
+}
+
+fn render_bit_columns(out: &mut String, columns: &[BitColumn<'_>]) {
     let (mut numbers, mut rule) = (String::from("   "), String::from("  +"));
     let (mut names, mut values) = (String::from("  |"), String::from("  |"));
-    for field in row {
-        let label = if field.high == field.low {
-            field.high.to_string()
-        } else {
-            format!("{} {}", field.high, field.low)
-        };
-        let binary = field.high - field.low < 8 && field.tone != Tone::Address;
-        let digits = usize::from(field.high - field.low) + 1;
-        let value = bits.field_value(field);
-        let value = if binary { format!("{value:0digits$b}") } else { format!("{value:#x}") };
-        let width = [label.len(), display_width(&field.name), value.len()].into_iter().max().unwrap_or(0);
-        if field.high == field.low {
-            let _ = write!(numbers, "{label:^width$} ");
-        } else {
-            let gap = width - (label.len() - 1);
-            let _ = write!(numbers, "{}{}{} ", field.high, " ".repeat(gap), field.low);
-        }
-        rule.push_str(&"-".repeat(width));
+    for BitColumn { field, numbers: number, value, width } in columns {
+        let _ = write!(numbers, "{number} ");
+        rule.push_str(&"-".repeat(*width));
         rule.push('+');
         let style = tone_style(field.tone);
         let padding = width - display_width(&field.name);
@@ -239,6 +262,16 @@ mod tests {
             ],
         }));
         insta::assert_snapshot!(plain(&page, 80));
+    }
+
+    #[test]
+    fn a_row_of_bits_that_is_too_wide_is_cut() {
+        let mut page = Page::new("word");
+        let fields = (0..32).rev().map(|bit| BitField::flag(bit, "NAME")).collect();
+        page.push(Block::Bits(BitDiagram { value: 1, width: 32, fields }));
+        let text = plain(&page, 80);
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert_eq!(text.matches("NAME").count(), 32);
     }
 
     #[test]

@@ -3,4 +3,5 @@
 pub(super) mod descriptor;
 mod fields;
 mod limit;
+pub(super) mod pte;
 pub(super) mod selector;
