@@ -77,8 +77,9 @@ fn draw(page: &Page) -> Result<String, Failure> {
     for block in &page.blocks {
         match block {
             Block::Heading(text) => caption = text,
-            Block::Bits(bits) => diagrams.push(svg::Diagram::Bits(caption, bits)),
-            Block::Map(map) => diagrams.push(svg::Diagram::Map(caption, map)),
+            // One caption serves all diagrams of a section.
+            Block::Bits(bits) => diagrams.push(svg::Diagram::Bits(std::mem::take(&mut caption), bits)),
+            Block::Map(map) => diagrams.push(svg::Diagram::Map(std::mem::take(&mut caption), map)),
             Block::Text(_)
             | Block::List(_)
             | Block::Fields(_)

@@ -13,19 +13,24 @@ const CELL: usize = 30;
 const MARGIN: usize = 20;
 /// Height of one row of bits: numbers, cells, names and a gap.
 const ROW_HEIGHT: usize = 120;
+/// Height of a line of text with the space around it.
+const LINE: usize = 24;
 
 /// Draws diagrams below one another under `title`.
 pub fn render(title: &str, diagrams: &[Diagram<'_>]) -> String {
     let mut body = String::new();
-    let mut y = MARGIN + 30;
-    let mut width = 2 * MARGIN + 32 * CELL;
+    let mut y = MARGIN + LINE;
+    let mut width = 2 * MARGIN + text_width(title, 16);
     for diagram in diagrams {
         let (caption, extent) = match diagram {
             Diagram::Bits(caption, bits) => (*caption, bit_extent(bits)),
-            Diagram::Map(caption, map) => (*caption, map_extent(map)),
+            Diagram::Map(caption, map) => (*caption, MapLayout::of(map).extent),
         };
-        text(&mut body, MARGIN, y + 6, "start", 14, caption);
-        y += 24;
+        if !caption.is_empty() {
+            text(&mut body, MARGIN, y + 12, "start", 14, caption);
+            width = width.max(2 * MARGIN + text_width(caption, 14));
+            y += LINE;
+        }
         match diagram {
             Diagram::Bits(_, bits) => draw_bits(&mut body, bits, y),
             Diagram::Map(_, map) => draw_map(&mut body, map, y),
@@ -48,6 +53,11 @@ pub fn render(title: &str, diagrams: &[Diagram<'_>]) -> String {
     out
 }
 
+/// About how wide a text is; characters of these fonts are six tenths of their size wide.
+fn text_width(text: &str, size: usize) -> usize {
+    (text.chars().count() * size * 61).div_ceil(100)
+}
+
 /// A diagram with its caption.
 #[derive(Clone, Copy, Debug)]
 pub enum Diagram<'a> {
@@ -59,7 +69,7 @@ pub enum Diagram<'a> {
 
 fn bit_extent(bits: &BitDiagram) -> (usize, usize) {
     let rows = usize::from(bits.width).div_ceil(32);
-    (2 * MARGIN + 32 * CELL, rows * ROW_HEIGHT)
+    (2 * MARGIN + usize::from(bits.width.min(32)) * CELL, rows * ROW_HEIGHT)
 }
 
 fn draw_bits(out: &mut String, bits: &BitDiagram, top: usize) {
@@ -83,14 +93,15 @@ fn draw_bits(out: &mut String, bits: &BitDiagram, top: usize) {
     }
 }
 
-/// The field's name and value below its cells: level where it fits, upright where it does not.
+/// The field's name and value below its cells: level where it fits, slanting where it does not.
 fn label(out: &mut String, left: usize, right: usize, y: usize, name: &str, stroke: &str, value: u64) {
     let middle = usize::midpoint(left, right);
-    let room = (right - left) / 7;
-    if name.chars().count() <= room.max(4) {
-        text(out, middle, y + 16, "middle", 12, name);
+    let room = right - left;
+    if let Some(size) = [12, 10].into_iter().find(|&size| text_width(name, size) + 2 <= room) {
+        text(out, middle, y + 16, "middle", size, name);
         let hex = format!("{value:#x}");
-        if right - left > CELL && hex.len() <= room {
+        // The bits of a narrow field speak for themselves, and reserved ones say nothing.
+        if room > CELL && name != "0" && text_width(&hex, 12) <= room {
             text(out, middle, y + 32, "middle", 12, &hex);
         }
     } else {
@@ -106,24 +117,57 @@ fn label(out: &mut String, left: usize, right: usize, y: usize, name: &str, stro
 
 /// Height of one region of a map.
 const REGION_HEIGHT: usize = 30;
-/// Width of the boxes of a map.
-const REGION_WIDTH: usize = 240;
 
-fn map_extent(map: &MapDiagram) -> (usize, usize) {
-    let rows = map.overview.len().max(map.detail.len() + 1);
-    let longest =
-        map.detail.iter().chain(&map.overview).map(|region| region.label.chars().count()).max().unwrap_or(0);
-    (2 * MARGIN + 3 * REGION_WIDTH + longest * 8, rows * REGION_HEIGHT + 40)
+/// Where the columns of a map are: for overview and detail each the starts, the boxes and the labels.
+struct MapLayout {
+    overview: Columns,
+    detail: Columns,
+    extent: (usize, usize),
+}
+
+/// The columns of one strip of regions.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// Where the boxes begin; the starts end just before.
+    left: usize,
+    /// Width of the boxes.
+    width: usize,
+    /// Where the labels end.
+    right: usize,
+}
+
+impl MapLayout {
+    fn of(map: &MapDiagram) -> Self {
+        let overview = Columns::of(&map.overview, MARGIN);
+        let detail_start = if map.overview.is_empty() { MARGIN } else { overview.right + 2 * MARGIN };
+        let detail = Columns::of(&map.detail, detail_start);
+        let title_end = detail.left + text_width(&map.detail_title, 12);
+        let rows = map.overview.len().max(map.detail.len()) + 1;
+        let extent = (detail.right.max(title_end) + MARGIN, rows * REGION_HEIGHT + MARGIN);
+        Self { overview, detail, extent }
+    }
+}
+
+impl Columns {
+    fn of(regions: &[MapRegion], start: usize) -> Self {
+        let widest = |part: fn(&MapRegion) -> &str| {
+            regions.iter().map(|region| text_width(part(region), 12)).max().unwrap_or(0)
+        };
+        let left = start + widest(|region| &region.start) + 8;
+        let width = widest(|region| &region.contents) + 20;
+        Self { left, width, right: left + width + 8 + widest(|region| &region.label) }
+    }
 }
 
 fn draw_map(out: &mut String, map: &MapDiagram, top: usize) {
-    let detail_left = MARGIN + 2 * REGION_WIDTH + 100;
-    draw_regions(out, &map.overview, MARGIN + 90, REGION_WIDTH, top + REGION_HEIGHT);
-    text(out, detail_left, top + 18, "start", 12, &map.detail_title);
-    draw_regions(out, &map.detail, detail_left, REGION_WIDTH, top + REGION_HEIGHT);
+    let layout = MapLayout::of(map);
+    draw_regions(out, &map.overview, layout.overview, top + REGION_HEIGHT);
+    text(out, layout.detail.left, top + 20, "start", 12, &map.detail_title);
+    draw_regions(out, &map.detail, layout.detail, top + REGION_HEIGHT);
 }
 
-fn draw_regions(out: &mut String, regions: &[MapRegion], left: usize, width: usize, top: usize) {
+fn draw_regions(out: &mut String, regions: &[MapRegion], columns: Columns, top: usize) {
+    let Columns { left, width, .. } = columns;
     for (row, region) in regions.iter().enumerate() {
         let y = top + row * REGION_HEIGHT;
         let (fill, stroke) = colours(region.tone);
@@ -150,6 +194,9 @@ fn rectangle(
 }
 
 fn text(out: &mut String, x: usize, y: usize, anchor: &str, size: usize, content: &str) {
+    if content.is_empty() {
+        return;
+    }
     let _ = writeln!(
         out,
         "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\" font-size=\"{size}\">{}</text>",
@@ -207,6 +254,55 @@ mod tests {
         // Sixteen bits, and the numbers of bits 1 and 0 above them.
         assert_eq!(digits, 18);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    }
+
+    /// Every number that follows `attribute="` in `svg`.
+    fn numbers(svg: &str, attribute: &str) -> Vec<usize> {
+        let before = format!(" {attribute}=\"");
+        let parts = svg.split(&before).skip(1);
+        parts.filter_map(|part| part.split('"').next()?.parse().ok()).collect()
+    }
+
+    #[test]
+    fn nothing_is_drawn_beyond_the_edge() {
+        let region = |start: &str, label: &str| MapRegion {
+            start: start.to_owned(),
+            label: label.to_owned(),
+            contents: "0x00affb000000ffff".to_owned(),
+            tone: Tone::Kind,
+        };
+        let map = MapDiagram {
+            overview: vec![region("0xe000", "entries 7168 to 7679")],
+            detail: vec![region("7174 0xe033", &"a long label ".repeat(8)), region("7175", "")],
+            detail_title: "Entries".to_owned(),
+        };
+        let svg = render("map", &[Diagram::Map("caption", &map), Diagram::Map("", &map)]);
+        let (width, height) = (numbers(&svg, "width")[0], numbers(&svg, "height")[0]);
+        let longest = text_width(&"a long label ".repeat(8), 12);
+        let labels = svg.matches("a long label").count();
+        assert_eq!(labels, 16);
+        assert!(numbers(&svg, "x").into_iter().max().is_some_and(|x| x <= width), "{svg}");
+        assert!(numbers(&svg, "y").into_iter().max().is_some_and(|y| y <= height), "{svg}");
+        assert!(MapLayout::of(&map).detail.right >= longest && width >= MapLayout::of(&map).detail.right);
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_its_cell_slants() {
+        let bits = BitDiagram {
+            value: 0,
+            width: 8,
+            fields: vec![
+                BitField::new(7, 3, "0", Tone::Reserved),
+                BitField::flag(2, "OSXSAVE"),
+                BitField::flag(1, "SMEP"),
+                BitField::flag(0, "DE"),
+            ],
+        };
+        let svg = render("bits", &[Diagram::Bits("", &bits)]);
+        assert_eq!(svg.matches("rotate(45)").count(), 1);
+        assert!(svg.contains("font-size=\"10\">SMEP<"), "{svg}");
+        // Of the reserved bits only the name is written.
+        assert!(!svg.contains(">0x0<"), "{svg}");
     }
 
     #[test]

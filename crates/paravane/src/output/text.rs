@@ -18,9 +18,7 @@ const DIM: Style = Style::new().dimmed();
 pub fn render(page: &Page, width: usize) -> String {
     let width = width.max(40);
     let mut out = String::new();
-    for text in textwrap::wrap(&page.title, wrapping(width)) {
-        line(&mut out, &format!("{TITLE}{text}{TITLE:#}"));
-    }
+    styled(&mut out, &page.title, width, TITLE);
     let mut previous: Option<&Block> = None;
     for block in &page.blocks {
         if !matches!(previous, Some(Block::Heading(_))) {
@@ -34,7 +32,7 @@ pub fn render(page: &Page, width: usize) -> String {
 
 fn render_block(out: &mut String, block: &Block, width: usize) {
     match block {
-        Block::Heading(text) => line(out, &format!("{HEADING}{text}{HEADING:#}")),
+        Block::Heading(text) => styled(out, text, width, HEADING),
         Block::Text(text) => wrapped(out, text, width, "", ""),
         Block::List(items) => items.iter().for_each(|item| wrapped(out, item, width, "  - ", "    ")),
         Block::Fields(fields) => render_fields(out, fields, width),
@@ -43,10 +41,7 @@ fn render_block(out: &mut String, block: &Block, width: usize) {
         Block::Map(map) => render_map(out, map),
         Block::Verbatim(text) => text.lines().for_each(|text| line(out, &format!("  {text}"))),
         Block::Sources(sources) => {
-            let text = format!("Sources: {}", sources.join("; "));
-            for text in textwrap::wrap(&text, wrapping(width)) {
-                line(out, &format!("{DIM}{text}{DIM:#}"));
-            }
+            styled(out, &format!("Sources: {}", sources.join("; ")), width, DIM);
         }
     }
 }
@@ -54,6 +49,12 @@ fn render_block(out: &mut String, block: &Block, width: usize) {
 fn line(out: &mut String, text: &str) {
     out.push_str(text.trim_end());
     out.push('\n');
+}
+
+fn styled(out: &mut String, text: &str, width: usize, style: Style) {
+    for text in textwrap::wrap(text, wrapping(width)) {
+        line(out, &format!("{style}{text}{style:#}"));
+    }
 }
 
 fn wrapped(out: &mut String, text: &str, width: usize, first: &str, rest: &str) {

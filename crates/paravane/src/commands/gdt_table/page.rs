@@ -251,11 +251,12 @@ fn by_reason(remarks: impl Iterator<Item = (u16, String)>) -> Vec<String> {
 pub(super) fn map(table: &DescriptorTable) -> MapDiagram {
     let page_of = |index: u16| index / ENTRIES_PER_PAGE;
     let mut overview: Vec<MapRegion> = Vec::new();
-    let pages: Vec<u16> = {
-        let mut pages: Vec<u16> = table.slots.iter().map(|slot| page_of(slot.index)).collect();
-        pages.dedup();
-        pages
-    };
+    let mut pages: Vec<u16> = table.slots.iter().map(|slot| page_of(slot.index)).collect();
+    pages.dedup();
+    // A single page needs no overview.
+    if pages.len() == 1 {
+        pages.clear();
+    }
     for page in pages {
         let used =
             table.slots.iter().filter(|slot| page_of(slot.index) == page && !slot.entry.is_empty()).count();
@@ -288,7 +289,7 @@ pub(super) fn map(table: &DescriptorTable) -> MapDiagram {
             tone: tone(slot),
         },
     });
-    MapDiagram { overview, detail: detail.collect(), detail_title: headline(table) }
+    MapDiagram { overview, detail: detail.collect(), detail_title: "Entries".to_owned() }
 }
 
 fn tone(slot: &Slot) -> Tone {
@@ -397,8 +398,10 @@ mod tests {
 
     #[test]
     fn the_map_has_a_region_for_every_row() {
-        let table = table(guest_table(), None, None);
-        assert_eq!(map(&table).detail.len(), runs(&table).len());
-        assert_eq!(map(&table).overview.len(), 1);
+        let small = table(guest_table(), None, None);
+        assert_eq!(map(&small).detail.len(), runs(&small).len());
+        assert!(map(&small).overview.is_empty());
+        let whole = table(vec![0x00cf_f300_0000_ffff; 513], None, None);
+        assert_eq!(map(&whole).overview.len(), 2);
     }
 }
