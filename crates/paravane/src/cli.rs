@@ -44,7 +44,7 @@ pub enum Decode {
     Selector(Values),
     /// Segment descriptors: every field, what Xen makes of them, and what a guest may load
     #[command(
-        after_help = "Examples:\n  paravane decode descriptor 0x00cfb2000000ffff\n  paravane decode descriptor ff ff 00 00 00 b2 cf 00 --guest 32\n  paravane decode descriptor 0x0000890000000067 0 --svg"
+        after_help = "Examples:\n  paravane decode descriptor 0x00cfb2000000ffff\n  paravane decode descriptor ff ff 00 00 00 b2 cf 00 --guest 32\n  paravane decode descriptor 0x0000890000000067 0 --svg\n\nWithout --guest and --hypervisor, both widths of guest on a 64-bit hypervisor are answered."
     )]
     Descriptor(decode::DescriptorArgs),
     /// A whole descriptor table, from a file in almost any format

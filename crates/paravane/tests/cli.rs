@@ -1,4 +1,5 @@
-//! The program as a user meets it: exit codes, one line on standard error, formats, speed of failure.
+//! The program as a user meets it: exit codes, one line on standard error, formats.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     io::Write,

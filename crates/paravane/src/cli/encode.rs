@@ -64,7 +64,7 @@ pub struct DescriptorArgs {
     /// Data whose valid offsets are above the limit
     #[arg(long, help_heading = "Segments")]
     pub expand_down: bool,
-    /// Set the accessed bit, so that the CPU need not [default]
+    /// Set the accessed bit, so that the CPU need not; this is the default
     #[arg(long, conflicts_with = "no_accessed", help_heading = "Segments")]
     pub accessed: bool,
     /// Clear the accessed bit

@@ -18,7 +18,7 @@ use crate::{
     cli::{Command, Decode, encode::Encode},
     failure::Failure,
     output::{
-        self,
+        self, Answer, Format,
         page::{Block, Page},
     },
 };
@@ -30,33 +30,44 @@ use register::Register;
 ///
 /// Whatever keeps the command from answering; see [`Failure`].
 pub fn run(command: Command) -> Result<(), Failure> {
-    match command {
-        Command::Decode(decode) => run_decode(decode),
-        Command::Encode(encode) => run_encode(&encode),
-    }
+    let (answer, format) = match command {
+        Command::Decode(decode) => answer_decode(&decode)?,
+        Command::Encode(encode) => answer_encode(&encode)?,
+    };
+    output::emit(&answer, format)
 }
 
-fn run_decode(decode: Decode) -> Result<(), Failure> {
-    match decode {
-        Decode::Descriptor(args) => output::emit(&descriptor::decode(&args)?, args.values.output.into()),
-        Decode::Errno(args) => output::emit(&errno::decode(&args)?, args.output.into()),
-        Decode::ErrorCode(args) => output::emit(&error_code::decode(&args)?, args.bits.output.into()),
-        Decode::Gdt(args) => output::emit(&gdt_table::decode(&args)?, args.output.into()),
-        Decode::Hypercall(args) => output::emit(&hypercall::decode(&args)?, args.output.into()),
-        Decode::Pte(args) => output::emit(&pte::decode(&args)?, args.bits.output.into()),
-        Decode::Rflags(args) => output::emit(&register::decode(&args, Register::Rflags)?, args.output.into()),
-        Decode::Cr0(args) => output::emit(&register::decode(&args, Register::Cr0)?, args.output.into()),
-        Decode::Cr4(args) => output::emit(&register::decode(&args, Register::Cr4)?, args.output.into()),
-        Decode::Selector(values) => output::emit(&selector::decode(&values)?, values.output.into()),
-    }
+/// What `paravane decode` answers, and how to print it.
+///
+/// # Errors
+///
+/// As [`run`], except that nothing is printed.
+pub fn answer_decode(decode: &Decode) -> Result<(Answer, Format), Failure> {
+    Ok(match decode {
+        Decode::Descriptor(args) => (descriptor::decode(args)?, args.values.output.into()),
+        Decode::Errno(args) => (errno::decode(args)?, args.output.into()),
+        Decode::ErrorCode(args) => (error_code::decode(args)?, args.bits.output.into()),
+        Decode::Gdt(args) => (gdt_table::decode(args)?, args.output.into()),
+        Decode::Hypercall(args) => (hypercall::decode(args)?, args.output.into()),
+        Decode::Pte(args) => (pte::decode(args)?, args.bits.output.into()),
+        Decode::Rflags(args) => (register::decode(args, Register::Rflags)?, args.output.into()),
+        Decode::Cr0(args) => (register::decode(args, Register::Cr0)?, args.output.into()),
+        Decode::Cr4(args) => (register::decode(args, Register::Cr4)?, args.output.into()),
+        Decode::Selector(values) => (selector::decode(values)?, values.output.into()),
+    })
 }
 
-fn run_encode(encode: &Encode) -> Result<(), Failure> {
-    match encode {
-        Encode::Descriptor(args) => output::emit(&encode::descriptor::encode(args)?, args.output.into()),
-        Encode::Pte(args) => output::emit(&encode::pte::encode(args)?, args.output.into()),
-        Encode::Selector(args) => output::emit(&encode::selector::encode(args)?, args.output.into()),
-    }
+/// What `paravane encode` answers, and how to print it.
+///
+/// # Errors
+///
+/// As [`run`], except that nothing is printed.
+pub fn answer_encode(encode: &Encode) -> Result<(Answer, Format), Failure> {
+    Ok(match encode {
+        Encode::Descriptor(args) => (encode::descriptor::encode(args)?, args.output.into()),
+        Encode::Pte(args) => (encode::pte::encode(args)?, args.output.into()),
+        Encode::Selector(args) => (encode::selector::encode(args)?, args.output.into()),
+    })
 }
 
 /// Several answers as one page: a single one stays as it is, others become sections, with the sources of all at
@@ -81,4 +92,66 @@ fn join(title: &str, mut pages: Vec<Page>) -> Page {
     all_sources.retain(|source| seen.insert(source.clone()));
     joined.sources(all_sources);
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    /// Runs a command line up to the bytes it would print.
+    fn render(words: &[String]) {
+        let Ok(cli) = Cli::try_parse_from(words) else { return };
+        let answered = if let Command::Decode(decode) = &cli.command {
+            answer_decode(decode)
+        } else if let Command::Encode(encode) = &cli.command {
+            answer_encode(encode)
+        } else {
+            return;
+        };
+        if let Ok((answer, _)) = answered {
+            for format in [Format::Text, Format::Json, Format::Svg] {
+                drop(output::render(&answer, format));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_values_are_answered_or_refused(
+            what in prop::sample::select(
+                &["descriptor", "selector", "pte", "error-code", "rflags", "cr0", "cr4", "hypercall", "errno"][..],
+            ),
+            // No "-", which reads standard input, and no path.
+            values in prop::collection::vec("(0x)?[0-9a-fA-F_]{1,17}|-?E[A-Z]{2,6}|[a-z_]{2,12}", 1..5),
+            options in prop::sample::subsequence(&["--guest=32", "--wide", "--level=3", "--selector"][..], 0..=2),
+        ) {
+            let fixed = ["paravane", "decode", what].into_iter().chain(options).map(str::to_owned);
+            render(&fixed.chain(values).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn any_descriptor_that_can_be_described_is_encoded_or_refused(
+            kind in prop::sample::select(&["code", "data", "ldt", "tss", "call-gate", "trap-gate", "task-gate"][..]),
+            base: u64,
+            limit in "[0-9]{1,10}[KMG]?",
+            offset: u64,
+            options in prop::sample::subsequence(
+                &["--guest=32", "--long", "--16", "--expand-down", "--no-accessed", "--not-present", "--dpl=2"][..],
+                0..=3,
+            ),
+        ) {
+            let mut words: Vec<String> =
+                ["paravane", "encode", "descriptor", "--type", kind].into_iter().chain(options).map(str::to_owned).collect();
+            if kind.ends_with("gate") {
+                words.extend(["--selector=0x10".to_owned(), format!("--offset={offset}")]);
+            } else {
+                words.extend([format!("--base={base}"), format!("--limit={limit}")]);
+            }
+            render(&words);
+        }
+    }
 }

@@ -54,10 +54,19 @@ fn text_width() -> usize {
 ///
 /// If the output cannot be written, or if SVG was asked for and there is nothing to draw.
 pub fn emit(answer: &Answer, format: Format) -> Result<(), Failure> {
+    write_out(render(answer, format)?.as_bytes())
+}
+
+/// What [`emit`] prints, with escape sequences for colour.
+///
+/// # Errors
+///
+/// If SVG is asked for and there is nothing to draw.
+pub fn render(answer: &Answer, format: Format) -> Result<String, Failure> {
     match format {
-        Format::Text => write_out(text::render(&answer.page, text_width()).as_bytes()),
-        Format::Json => write_out(format!("{:#}\n", answer.json).as_bytes()),
-        Format::Svg => write_out(draw(&answer.page)?.as_bytes()),
+        Format::Text => Ok(text::render(&answer.page, text_width())),
+        Format::Json => Ok(format!("{:#}\n", answer.json)),
+        Format::Svg => draw(&answer.page),
     }
 }
 
