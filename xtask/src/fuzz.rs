@@ -69,7 +69,7 @@ pub(crate) fn quick(repo: &Repo) -> anyhow::Result<()> {
         let mut fuzzer = fuzzer(repo, &target, scratch)?;
         let output = command::output(fuzzer.args(QUICK).arg("-print_final_stats=1"))?;
         let summary = summary(&output)
-            .with_context(|| format!("`{}`\n{}", command::line(&fuzzer), command::printed(&output)))
+            .with_context(|| format!("`{}`\n{}", command::line(&fuzzer), without_progress(&output)))
             .with_context(|| {
                 format!("fuzzing {target} failed; what failed is kept in fuzz/regressions/{target}")
             })?;
@@ -166,6 +166,12 @@ fn summary(output: &Output) -> anyhow::Result<String> {
         last_word_after(" cov: ").context("libFuzzer saw no coverage: is the code instrumented?")?;
     ensure!(covered > 1, "libFuzzer saw no coverage: is the code instrumented?");
     Ok(format!("{runs} runs, {covered} edges covered"))
+}
+
+/// What a finished run printed, but for the line per input that added coverage.
+fn without_progress(output: &Output) -> String {
+    let text = command::printed(output);
+    text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

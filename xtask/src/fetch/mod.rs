@@ -31,7 +31,7 @@ const RECEIPT: &str = ".fetched";
 /// What to fetch.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// PACKAGE[:ARCHITECTURE][@SUITE]; without any, every guest that the tests use
+    /// `PACKAGE[:ARCHITECTURE][@SUITE]`; without any, every guest that the tests use
     requests: Vec<Request>,
 }
 
