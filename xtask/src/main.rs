@@ -10,6 +10,7 @@ mod command;
 mod demo;
 mod fetch;
 mod fuzz;
+mod generate;
 mod licences;
 mod metadata;
 mod repo;
@@ -42,6 +43,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Check the style rules that a machine can check
     Tidy,
+    /// Write the pages of the documentation that come from the project's tables
+    Generate,
     /// Check every dependency's licence and origin against deny.toml
     Licences,
 }
@@ -64,6 +67,7 @@ fn run(repo: &Repo, command: Command) -> anyhow::Result<()> {
         Command::Fetch(args) => fetch::run(repo, &args),
         Command::Fuzz(args) => fuzz::run(repo, &args),
         Command::Tidy => tidy::run(repo),
+        Command::Generate => generate::run(repo),
         Command::Licences => licences::run(repo),
     }
 }

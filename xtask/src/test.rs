@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 
 use crate::repo::Repo;
-use crate::{command, fetch, fuzz, licences, tidy};
+use crate::{command, fetch, fuzz, generate, licences, tidy};
 
 /// Which steps to run.
 #[derive(Debug, clap::Args)]
@@ -26,9 +26,10 @@ struct Step {
     run: fn(&Repo) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step { name: "format", checks: "the code is formatted", run: format },
     Step { name: "tidy", checks: "the style rules hold", run: tidy::run },
+    Step { name: "generated", checks: "generated pages say what the tables say", run: generate::check },
     Step { name: "licences", checks: "dependencies are as deny.toml wants them", run: licences::run },
     Step { name: "clippy", checks: "the compiler and clippy have nothing to say", run: clippy },
     Step { name: "docs", checks: "the documentation builds without a warning", run: docs },
