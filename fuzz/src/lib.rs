@@ -8,6 +8,8 @@
 
 pub mod descriptors;
 pub mod features;
+pub mod numbers;
+pub mod page_tables;
 
 /// A target: its name, which is also that of its program and its folders of inputs, and its body.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "descriptors", check: descriptors::check },
     Target { name: "features", check: features::check },
+    Target { name: "numbers", check: numbers::check },
+    Target { name: "page_tables", check: page_tables::check },
 ];
 
 #[cfg(test)]

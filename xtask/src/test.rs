@@ -97,7 +97,8 @@ fn tests(repo: &Repo) -> anyhow::Result<()> {
 fn regressions(repo: &Repo) -> anyhow::Result<()> {
     let mut cargo = command::cargo(repo);
     cargo.args(["test", "--manifest-path", fuzz::MANIFEST, "--locked", "--lib", "--no-default-features"]);
-    command::run(&mut cargo)
+    // The dependencies are those of the other tests, built the same way: one folder serves both.
+    command::run(cargo.args(["--target-dir", "target"]))
 }
 
 #[cfg(test)]
