@@ -4,6 +4,7 @@
 //! `cargo test` checks them too.
 
 mod layers;
+mod links;
 mod manifests;
 mod rust_files;
 mod source;
@@ -58,6 +59,7 @@ fn findings(repo: &Repo, documents: &[Document]) -> anyhow::Result<Vec<Finding>>
     let metadata = Metadata::of(repo, "Cargo.toml")?;
     let mut findings = layers::check(&metadata);
     findings.extend(manifests::check(documents));
+    findings.extend(links::check(documents));
     findings.extend(unsafety::check(&metadata, repo, documents));
     for document in documents {
         findings.extend(rust_files::check(document));
