@@ -8,6 +8,7 @@
 
 pub mod descriptors;
 pub mod features;
+pub mod hypercall_page;
 pub mod numbers;
 pub mod page_tables;
 
@@ -24,6 +25,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "descriptors", check: descriptors::check },
     Target { name: "features", check: features::check },
+    Target { name: "hypercall_page", check: hypercall_page::check },
     Target { name: "numbers", check: numbers::check },
     Target { name: "page_tables", check: page_tables::check },
 ];

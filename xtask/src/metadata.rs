@@ -53,7 +53,11 @@ impl Metadata {
         let mut cargo = command::cargo(repo);
         cargo.args(["metadata", "--format-version=1", "--locked", "--filter-platform", PLATFORM]);
         cargo.arg("--manifest-path").arg(repo.path(manifest));
-        Self::parse(&command::read(&mut cargo)?)
+        // The fuzz workspace has a lock of its own, which a new dependency of any crate makes stale.
+        let json = command::read(&mut cargo).with_context(|| {
+            format!("cargo cannot resolve {manifest}; if its lock file is stale, `cargo update --workspace --manifest-path {manifest}` renews it")
+        })?;
+        Self::parse(&json)
     }
 
     /// Reads cargo's JSON.
