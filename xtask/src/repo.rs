@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+/// The variable that names the folder of unpacked packages. `.cargo/config.toml` sets it for xtask and for the
+/// tests that use them.
+const TEST_DATA: &str = "PARAVANE_TEST_DATA";
+
 /// The repository that contains this xtask.
 #[derive(Debug, Clone)]
 pub(crate) struct Repo {
     root: PathBuf,
+    debian: PathBuf,
 }
 
 impl Repo {
@@ -24,13 +29,16 @@ impl Repo {
             "{} does not hold this repository; start xtask as `cargo xtask` inside it",
             root.display()
         );
-        Ok(Self { root })
+        let debian = env::var_os(TEST_DATA)
+            .with_context(|| format!("{TEST_DATA} is not set; start xtask as `cargo xtask`"))?;
+        // apt takes a relative path as one from the root of the file system.
+        Ok(Self { root, debian: std::path::absolute(debian)? })
     }
 
     /// A folder taken for a repository, for tests.
     #[cfg(test)]
     pub(crate) fn at(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), debian: root.join("debian") }
     }
 
     /// The repository's root folder.
@@ -44,9 +52,7 @@ impl Repo {
     }
 
     /// The cache of unpacked Debian packages.
-    ///
-    /// Tests of other crates find it from their own manifest folder, so it does not follow `CARGO_TARGET_DIR`.
-    pub(crate) fn debian(&self) -> PathBuf {
-        self.path("target/debian")
+    pub(crate) fn debian(&self) -> &Path {
+        &self.debian
     }
 }

@@ -1,4 +1,4 @@
-//! Real PV guests from Debian's packages, fetched without root into `target/debian/REQUEST/`.
+//! Real PV guests from Debian's packages, fetched without root, each into a folder called like its request.
 //!
 //! A folder appears whole or not at all: a package is unpacked beside it and renamed. So a folder that is
 //! there is complete, and needs no network again. Debian's versions roll, so requests name meta packages where
@@ -68,7 +68,7 @@ pub(crate) fn package(repo: &Repo, request: &Request) -> anyhow::Result<PathBuf>
 
 fn fetch(repo: &Repo, request: &Request, folder: &Path) -> anyhow::Result<()> {
     let cache = repo.debian();
-    fs::create_dir_all(&cache).with_context(|| format!("could not make {}", cache.display()))?;
+    fs::create_dir_all(cache).with_context(|| format!("could not make {}", cache.display()))?;
     let lock = File::create(cache.join(".lock"))?;
     lock.lock().context("could not lock the cache of packages")?;
     if folder.join(RECEIPT).is_file() {
@@ -78,13 +78,13 @@ fn fetch(repo: &Repo, request: &Request, folder: &Path) -> anyhow::Result<()> {
     let apt = Apt::open(state, &request.suite, &request.architecture)?;
     if !apt.has_recent_lists() {
         apt.update()?;
-        return unpack(&apt, request, &cache, folder);
+        return unpack(&apt, request, cache, folder);
     }
-    unpack(&apt, request, &cache, folder).or_else(|error| {
+    unpack(&apt, request, cache, folder).or_else(|error| {
         // The lists may name a version that the mirror no longer has.
         println!("  {request}: {error:#}; trying once more with new package lists");
         apt.update()?;
-        unpack(&apt, request, &cache, folder)
+        unpack(&apt, request, cache, folder)
     })
 }
 
@@ -176,7 +176,7 @@ mod tests {
     fn a_package_that_is_there_is_not_fetched_again() {
         // An unknown suite of an unknown package: any attempt to fetch would fail.
         let root = std::env::temp_dir().join(format!("paravane-xtask-{}", std::process::id()));
-        let folder = root.join("target/debian/no-such-package@no-such-suite");
+        let folder = root.join("debian/no-such-package@no-such-suite");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join(RECEIPT), "no-such-package 1\n").unwrap();
 
