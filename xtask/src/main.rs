@@ -1,6 +1,84 @@
-//! The project's own commands; `cargo xtask` lists them.
+//! The project's own commands: `cargo xtask --help` lists them.
+//!
+//! Whatever a person or the CI does with this repository beyond plain `cargo build` and `cargo test` is a
+//! command here, so that it is written once, in Rust, and works the same everywhere. Nothing here is part of
+//! the program.
 #![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
-fn main() -> anyhow::Result<()> {
-    anyhow::bail!("no command yet")
+mod command;
+mod demo;
+mod fetch;
+mod fuzz;
+mod generate;
+mod licences;
+mod metadata;
+mod repo;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::repo::Repo;
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check everything: what the CI runs
+    Test(test::Args),
+    /// Show the program at work on a stock Debian kernel
+    Demo,
+    /// Fetch Debian packages with real PV guests into target/debian, without root
+    Fetch(fetch::Args),
+    /// Fuzz one target, or list the targets
+    Fuzz(fuzz::Args),
+    /// Check the style rules that a machine can check
+    Tidy,
+    /// Write the pages of the documentation that come from the project's tables
+    Generate,
+    /// Check every dependency's licence and origin against deny.toml
+    Licences,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match Repo::find().and_then(|repo| run(&repo, args.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(repo: &Repo, command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Test(args) => test::run(repo, &args),
+        Command::Demo => demo::run(repo),
+        Command::Fetch(args) => fetch::run(repo, &args),
+        Command::Fuzz(args) => fuzz::run(repo, &args),
+        Command::Tidy => tidy::run(repo),
+        Command::Generate => generate::run(repo),
+        Command::Licences => licences::run(repo),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Args::command().debug_assert();
+    }
 }
