@@ -225,6 +225,9 @@ fn named(instruction: &Instruction) -> Option<Class> {
         | Mnemonic::Prefetchwt1
         | Mnemonic::Prefetch
         | Mnemonic::Cldemote
+        // Without shadow stacks these do nothing.
+        | Mnemonic::Rdsspd
+        | Mnemonic::Rdsspq
         | Mnemonic::Nop
         | Mnemonic::Reservednop => Class::Nothing,
         Mnemonic::Cld => Class::Register(StateOp::ClearDirection),
@@ -291,9 +294,7 @@ fn named(instruction: &Instruction) -> Option<Class> {
         | Mnemonic::Cli
         | Mnemonic::Sti
         | Mnemonic::Rdpmc
-        | Mnemonic::Xsetbv
-        | Mnemonic::Monitor
-        | Mnemonic::Mwait => Class::Helper(Helper::Privileged),
+        | Mnemonic::Xsetbv => Class::Helper(Helper::Privileged),
         Mnemonic::Xlatb => Class::Memory(Operand { size: 1, path: Path::Read, address: AddressKind::Table }),
         _ => return None,
     };
@@ -365,6 +366,10 @@ fn undefined(instruction: &Instruction, rules: Rules) -> bool {
         // Need kernel support that the host process cannot pass on, or leave the guest's sight.
         CpuidFeature::PKU
         | CpuidFeature::RTM
+        | CpuidFeature::MONITOR
+        | CpuidFeature::D3NOW
+        | CpuidFeature::D3NOWEXT
+        | CpuidFeature::CYRIX_D3NOW
         | CpuidFeature::MONITORX
         | CpuidFeature::WAITPKG
         | CpuidFeature::AMX_TILE

@@ -98,7 +98,7 @@ const ECX: usize = 2;
 const EDX: usize = 3;
 
 /// The table of what the engine does not run (Intel SDM vol. 2A, "CPUID"; AMD APM vol. 3, "CPUID").
-const HIDDEN: [Hidden; 9] = [
+const HIDDEN: [Hidden; 10] = [
     // MONITOR, VMX, SMX, PDCM, PCID, x2APIC, TSC deadline.
     Hidden { leaf: 1, subleaf: 0, register: ECX, bits: 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24 },
     // TSC_ADJUST, SGX, HLE, RTM, MPX, RDT, PT.
@@ -111,6 +111,8 @@ const HIDDEN: [Hidden; 9] = [
     Hidden { leaf: 7, subleaf: 1, register: 0, bits: 1 << 17 | 1 << 18 | 1 << 21 | 1 << 26 },
     // SVM, XOP, LWP, FMA4, MONITORX.
     Hidden { leaf: 0x8000_0001, subleaf: 0, register: ECX, bits: 1 << 2 | 1 << 11 | 1 << 15 | 1 << 16 | 1 << 29 },
+    // 3DNow and its extensions.
+    Hidden { leaf: 0x8000_0001, subleaf: 0, register: EDX, bits: 1 << 30 | 1 << 31 },
     // Nothing of AMX's own leaves.
     Hidden { leaf: 0x1d, subleaf: 0, register: 0, bits: u32::MAX },
     Hidden { leaf: 0x1e, subleaf: 0, register: EBX, bits: u32::MAX },

@@ -69,7 +69,14 @@ fn count_may_be_zero(instruction: &Instruction) -> bool {
             }
         }
         // These leave flags alone that the manuals call undefined.
-        Mnemonic::Bsf | Mnemonic::Bsr | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => true,
+        Mnemonic::Bsf
+        | Mnemonic::Bsr
+        | Mnemonic::Bt
+        | Mnemonic::Bts
+        | Mnemonic::Btr
+        | Mnemonic::Btc
+        | Mnemonic::Div
+        | Mnemonic::Idiv => true,
         _ => false,
     }
 }

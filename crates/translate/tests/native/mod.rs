@@ -6,6 +6,8 @@
 #![expect(unsafe_code, reason = "loads every register of the real CPU and jumps")]
 #![allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 
+pub mod generate;
+
 use core::arch::naked_asm;
 use core::mem::offset_of;
 use core::ptr;
@@ -361,6 +363,13 @@ fn peek(address: u64, len: usize) -> Vec<u8> {
     unsafe { core::slice::from_raw_parts(from, len) }.to_vec()
 }
 
+/// The seed to use: from the environment, so that a failure can be repeated. Printed.
+pub fn seed() -> u64 {
+    let seed = std::env::var("PARAVANE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x9e37_79b9);
+    println!("PARAVANE_SEED={seed}");
+    seed
+}
+
 /// A small generator with a printed seed.
 pub struct Random(pub u64);
 
@@ -416,7 +425,9 @@ pub fn compare(native: &After, translated: &After, ignored_flags: u64) -> Result
         ));
     }
     for (name, n, t) in [("data", &native.data, &translated.data), ("stack", &native.stack, &translated.stack)] {
-        if let Some(at) = n.iter().zip(t).position(|(n, t)| n != t) {
+        if n != t
+            && let Some(at) = n.iter().zip(t).position(|(n, t)| n != t)
+        {
             return Err(format!("{name}+{at:#x}: native {:#x}, translated {:#x}", n[at], t[at]));
         }
     }
