@@ -125,9 +125,13 @@ impl Translator {
             state.status = state.kept_status;
         }
         state.context.rip = mark.rip;
-        // A poll's load through the nulled pointer.
         if vector == u64::from(vector::PAGE_FAULT) {
-            return Ok(Go::At(mark.rip));
+            if self.cpu.is_kicked() {
+                // A poll's load through the nulled pointer.
+                return Ok(Go::At(mark.rip));
+            }
+            // The host could not provide the memory behind a valid translation.
+            return Err(Exit::Exception(Exception { vector: vector::MACHINE_CHECK, error_code: None }));
         }
         #[expect(clippy::cast_possible_truncation, reason = "vectors are below 32")]
         let vector = vector as u8;
@@ -170,8 +174,7 @@ impl Translator {
     pub(crate) fn pages_for(&mut self, linear: u64, len: usize, path: Path) -> Result<[Page; 2], Exit> {
         let first = self.page(linear, path)?;
         let offset = (linear & (PAGE_SIZE - 1)) as usize;
-        let second =
-            if offset + len > PAGE_BYTES { self.page(self.next_page(linear), path)? } else { first };
+        let second = if offset + len > PAGE_BYTES { self.page(self.next_page(linear), path)? } else { first };
         Ok([first, second])
     }
 
@@ -223,7 +226,6 @@ impl Translator {
         }
     }
 
-
     /// RFLAGS.DF.
     pub(crate) fn goes_down(&self) -> bool {
         self.cpu.state().direction != 0
@@ -246,4 +248,3 @@ pub(crate) fn blame_stack(exit: Exit, stack: bool) -> Exit {
         | Exit::Interrupted => exit,
     }
 }
-

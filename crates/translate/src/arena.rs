@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::state::{
-    Bounce, CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, Shadow, State, TLB_ENTRIES, TlbEntry,
-    part, tlb_number,
+    Bounce, CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, Shadow, State,
+    TLB_ENTRIES, TlbEntry, part, tlb_number,
 };
 use crate::trampoline;
 

@@ -10,12 +10,9 @@
 pub(crate) mod reg {
     pub(crate) const RAX: u8 = 0;
     pub(crate) const RCX: u8 = 1;
-    pub(crate) const RDX: u8 = 2;
     pub(crate) const RBX: u8 = 3;
     pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
-    pub(crate) const RSI: u8 = 6;
-    pub(crate) const RDI: u8 = 7;
     /// Scratch: an address. The guest's R14 is in memory.
     pub(crate) const R14: u8 = 14;
     /// Scratch: an index, an operand. The guest's R15 is in memory.
@@ -25,7 +22,6 @@ pub(crate) mod reg {
 /// How many bytes an operand has, as far as encodings differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
-    Byte,
     Word,
     Dword,
     Qword,
@@ -34,7 +30,6 @@ pub(crate) enum Size {
 impl Size {
     pub(crate) fn bytes(self) -> u32 {
         match self {
-            Self::Byte => 1,
             Self::Word => 2,
             Self::Dword => 4,
             Self::Qword => 8,
@@ -97,11 +92,7 @@ impl Buffer {
 
     /// `opcode` with a register and a memory operand. `wide` sets REX.W.
     pub(crate) fn op_mem(&mut self, wide: bool, opcode: &[u8], register: u8, mem: Mem) {
-        self.op_mem_rex(if wide { 0x48 } else { 0 }, opcode, register, mem);
-    }
-
-    fn op_mem_rex(&mut self, rex: u8, opcode: &[u8], register: u8, mem: Mem) {
-        let rex = rex
+        let rex = if wide { 0x48 } else { 0 }
             | if register & 8 != 0 { 0x44 } else { 0 }
             | if mem.index.is_some_and(|index| index & 8 != 0) { 0x42 } else { 0 }
             | if mem.base.is_some_and(|base| base & 8 != 0) { 0x41 } else { 0 };
@@ -178,20 +169,18 @@ impl Buffer {
         self.op_mem(false, &[0x89], register, mem);
     }
 
-    /// `mov register, [mem]` of a size, zero-extended below 32 bits.
+    /// `mov register, [mem]` of a size, zero-extended.
     pub(crate) fn load_sized(&mut self, size: Size, register: u8, mem: Mem) {
         match size {
-            Size::Byte => self.op_mem(false, &[0x0f, 0xb6], register, mem),
             Size::Word => self.op_mem(false, &[0x0f, 0xb7], register, mem),
             Size::Dword => self.load32(register, mem),
             Size::Qword => self.load(register, mem),
         }
     }
 
-    /// `mov [mem], register` of a size. A byte store works for registers with a low byte under REX.
+    /// `mov [mem], register` of a size.
     pub(crate) fn store_sized(&mut self, size: Size, mem: Mem, register: u8) {
         match size {
-            Size::Byte => self.op_mem_rex(0x40, &[0x88], register, mem),
             Size::Word => {
                 self.put(&[0x66]);
                 self.op_mem(false, &[0x89], register, mem);
@@ -205,10 +194,6 @@ impl Buffer {
     pub(crate) fn store_imm(&mut self, size: Size, mem: Mem, value: i32) {
         let bytes = value.to_le_bytes();
         match size {
-            Size::Byte => {
-                self.op_mem(false, &[0xc6], 0, mem);
-                self.put(&bytes[..1]);
-            }
             Size::Word => {
                 self.put(&[0x66]);
                 self.op_mem(false, &[0xc7], 0, mem);
@@ -339,7 +324,7 @@ mod tests {
         assert_eq!(text(|b| b.lea(false, reg::R14, Mem::off(13, 0))), "lea r14d,[r13]");
         assert_eq!(text(|b| b.load(reg::RBX, Mem::off(12, 0x1234))), "mov rbx,[r12+1234h]");
         assert_eq!(text(|b| b.store(Mem::at(0x4000_0000), reg::R15)), "mov [40000000h],r15");
-        assert_eq!(text(|b| b.store_sized(Size::Byte, Mem::off(14, 0), reg::RDI)), "mov [r14],dil");
+        assert_eq!(text(|b| b.store_sized(Size::Word, Mem::off(14, 0), 7)), "mov [r14],di");
         assert_eq!(text(|b| b.store_sized(Size::Word, Mem::off(14, 0), 9)), "mov [r14],r9w");
         assert_eq!(text(|b| b.load_sized(Size::Word, 15, Mem::off(14, 0))), "movzx r15d,word ptr [r14]");
         assert_eq!(

@@ -10,10 +10,11 @@ use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Control4, Exit};
 use paravane_memory::paging::Access;
 
-use crate::asm::{Rel32, displacement};
+use crate::asm::{Buffer, Rel32, displacement};
 use crate::classify::{Class, Flow, Rules, classify};
 use crate::emit::{Bits, Conditions, Decoded};
 use crate::engine::Translator;
+use crate::flow::Pad;
 use crate::liveness::{ALL, Effect};
 use crate::pages::{Block, Env};
 use crate::sites::{Chain, ChainKind, PageId};
@@ -95,6 +96,28 @@ impl Translator {
             self.cpu.write_code(chain.at, &displacement(Rel32(chain.at), target));
         }
         Ok(block)
+    }
+
+    /// A pad's page is not what is mapped: finds the block that is, for whoever comes this way again.
+    pub(crate) fn moved(&mut self, rip: u64, old_far: u32, old_page: PageId) -> Result<Block, Exit> {
+        let generation = self.generation;
+        let block = self.block_at(rip, Need::Pad)?;
+        let Some(pad) = block.pad else { return Ok(block) };
+        self.remember_jump(rip, pad);
+        if generation == self.generation && !self.pages.is_alive(old_page) {
+            // Its number never comes back: direct jumps to the old pad may go on to the new one.
+            let mut jump = Buffer::default();
+            jump.restart(old_far);
+            jump.jmp(pad.far);
+            self.cpu.write_code(old_far, &jump.bytes);
+        }
+        Ok(block)
+    }
+
+    /// Puts a pad into the jump cache.
+    pub(crate) fn remember_jump(&mut self, rip: u64, pad: Pad) {
+        let mode = self.env.mode;
+        self.cpu.jumps(mode)[(rip & 0xffff) as usize] = pad.indirect;
     }
 
     /// The number of the code page at a linear address, made current.
@@ -223,7 +246,11 @@ impl Translator {
             if crosses && !decoded.is_empty() {
                 break;
             }
-            if instruction.is_invalid() && end >= source.len && source.second.is_none() && source.len < MAX_LENGTH {
+            if instruction.is_invalid()
+                && end >= source.len
+                && source.second.is_none()
+                && source.len < MAX_LENGTH
+            {
                 // Cut short by the page's end: the rest must be fetched, or is what faults.
                 self.fetch_second(rip, &mut source)?;
                 return self.decode_crossing(rip, source, rules);
@@ -261,7 +288,12 @@ impl Translator {
     }
 
     /// The one instruction of a block that runs into the next page.
-    fn decode_crossing(&mut self, rip: u64, source: Source, rules: Rules) -> Result<(Vec<Decoded>, Source), Exit> {
+    fn decode_crossing(
+        &mut self,
+        rip: u64,
+        source: Source,
+        rules: Rules,
+    ) -> Result<(Vec<Decoded>, Source), Exit> {
         let instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
         let item = self.decoded(instruction, rules);
         if let Some(second) = source.second {
@@ -380,7 +412,7 @@ fn liveness(decoded: &mut [Decoded], source: &Source, env: Env, rip: u64) -> Vec
     };
     for item in decoded.iter_mut().rev() {
         live = match item.class {
-            Class::Flow(Flow::Jump) => ahead(item.instruction.near_branch_target()),
+            Class::Flow(Flow::Jump | Flow::Call) => ahead(item.instruction.near_branch_target()),
             Class::Flow(Flow::Conditional | Flow::Counted) => {
                 live | ahead(item.instruction.near_branch_target())
             }

@@ -6,8 +6,8 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
 use iced_x86::{
-    CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
-    OpKind, Register,
+    CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
+    OpAccess, OpKind, Register,
 };
 
 use crate::state::Path;
@@ -186,7 +186,11 @@ pub(crate) struct Rules {
 }
 
 /// Decides.
-pub(crate) fn classify(instruction: &Instruction, factory: &mut InstructionInfoFactory, rules: Rules) -> Class {
+pub(crate) fn classify(
+    instruction: &Instruction,
+    factory: &mut InstructionInfoFactory,
+    rules: Rules,
+) -> Class {
     if instruction.is_invalid() || undefined(instruction, rules) {
         return Class::Helper(Helper::Undefined);
     }
@@ -323,7 +327,8 @@ fn by_operands(instruction: &Instruction, factory: &mut InstructionInfoFactory) 
             return Class::Helper(Helper::Undefined);
         }
     }
-    let Some(memory) = (0..instruction.op_count()).find(|op| instruction.op_kind(*op) == OpKind::Memory) else {
+    let Some(memory) = (0..instruction.op_count()).find(|op| instruction.op_kind(*op) == OpKind::Memory)
+    else {
         return Class::Plain;
     };
     let options = InstructionInfoOptions::NO_REGISTER_USAGE | InstructionInfoOptions::NO_MEMORY_USAGE;
@@ -332,10 +337,8 @@ fn by_operands(instruction: &Instruction, factory: &mut InstructionInfoFactory) 
         OpAccess::Read | OpAccess::CondRead => Path::Read,
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => Path::Write,
     };
-    let bit_test = matches!(
-        instruction.mnemonic(),
-        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
-    );
+    let bit_test =
+        matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     let address = if bit_test && instruction.op1_kind() == OpKind::Register {
         AddressKind::BitOffset
     } else {

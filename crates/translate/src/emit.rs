@@ -167,10 +167,6 @@ impl Emitter {
 
     // Flags.
 
-    pub(crate) fn flags_in_host(&self) -> bool {
-        self.flags_in_host
-    }
-
     pub(crate) fn flags_in_memory(&self) -> bool {
         self.flags_in_memory
     }
@@ -374,7 +370,12 @@ impl Emitter {
         let leave = self.leave_stub();
         self.cold.jmp(leave);
         // Whoever faults behind the copy is somebody else.
-        self.cold_marks.push(Mark { host: self.cold.here(), borrowed: None, host_flags: false, rip: access.rip });
+        self.cold_marks.push(Mark {
+            host: self.cold.here(),
+            borrowed: None,
+            host_flags: false,
+            rip: access.rip,
+        });
     }
 
     /// The stub to leave by at this point of the hot code.

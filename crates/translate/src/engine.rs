@@ -37,7 +37,9 @@ pub enum TranslatorError {
     #[error("the host CPU has no {0}, which the translator needs")]
     Cpu(&'static str),
     /// No memory that is writable and executable below 2 GiB.
-    #[error("the host gave no writable and executable memory below 2 GiB ({0}); a policy that forbids it must be lifted")]
+    #[error(
+        "the host gave no writable and executable memory below 2 GiB ({0}); a policy that forbids it must be lifted"
+    )]
     Arena(rustix::io::Errno),
     /// Fault handlers could not be installed.
     #[error("the fault signals' handlers could not be installed: {0}")]
@@ -268,6 +270,16 @@ impl Translator {
                 Ok(Go::Resume)
             }
             Some(Site::Indirect) => self.indirect(),
+            Some(Site::Moved { rip, far, page }) => {
+                self.stats.jump_misses += 1;
+                self.cpu.state_mut().context.rip = rip;
+                if self.cpu.is_kicked() {
+                    return Ok(Go::At(rip));
+                }
+                let body = self.moved(rip, far, page)?.body;
+                self.cpu.state_mut().resume = u64::from(body);
+                Ok(Go::Resume)
+            }
             Some(Site::Enter { rip }) => Ok(Go::At(rip)),
             Some(Site::Helper(helper)) => {
                 self.stats.helpers += 1;
@@ -292,9 +304,7 @@ impl Translator {
         }
         let block = self.block_at(target, Need::Pad)?;
         if let Some(pad) = block.pad {
-            let mode = self.env.mode;
-            // Fits: 16 bits.
-            self.cpu.jumps(mode)[(target & 0xffff) as usize] = pad.indirect;
+            self.remember_jump(target, pad);
         }
         self.cpu.state_mut().resume = u64::from(block.body);
         Ok(Go::Resume)
@@ -305,7 +315,8 @@ impl Translator {
         signal::prepare_thread(&mut self.cpu);
         let allowed = self.host.state_components();
         let context = &mut self.cpu.state_mut().context;
-        context.rflags = (context.rflags & (rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID | rflags::RF))
+        context.rflags = (context.rflags
+            & (rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID | rflags::RF))
             | rflags::FIXED
             | rflags::IF;
         crate::fpu::sanitise(&mut context.fpu, allowed);

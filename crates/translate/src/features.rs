@@ -100,17 +100,42 @@ const EDX: usize = 3;
 /// The table of what the engine does not run (Intel SDM vol. 2A, "CPUID"; AMD APM vol. 3, "CPUID").
 const HIDDEN: [Hidden; 10] = [
     // MONITOR, VMX, SMX, PDCM, PCID, x2APIC, TSC deadline.
-    Hidden { leaf: 1, subleaf: 0, register: ECX, bits: 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24 },
+    Hidden {
+        leaf: 1,
+        subleaf: 0,
+        register: ECX,
+        bits: 1 << 3 | 1 << 5 | 1 << 6 | 1 << 15 | 1 << 17 | 1 << 21 | 1 << 24,
+    },
     // TSC_ADJUST, SGX, HLE, RTM, MPX, RDT, PT.
-    Hidden { leaf: 7, subleaf: 0, register: EBX, bits: 1 << 1 | 1 << 2 | 1 << 4 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 25 },
+    Hidden {
+        leaf: 7,
+        subleaf: 0,
+        register: EBX,
+        bits: 1 << 1 | 1 << 2 | 1 << 4 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 25,
+    },
     // UMIP, PKU, OSPKE, WAITPKG, CET_SS, LA57, KL, ENQCMD, SGX_LC, PKS.
-    Hidden { leaf: 7, subleaf: 0, register: ECX, bits: 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16 | 1 << 23 | 1 << 29 | 1 << 30 | 1 << 31 },
+    Hidden {
+        leaf: 7,
+        subleaf: 0,
+        register: ECX,
+        bits: 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16 | 1 << 23 | 1 << 29 | 1 << 30 | 1 << 31,
+    },
     // UINTR, RTM_ALWAYS_ABORT, TSXLDTRK, CET_IBT, AMX_BF16, AMX_TILE, AMX_INT8.
-    Hidden { leaf: 7, subleaf: 0, register: EDX, bits: 1 << 5 | 1 << 11 | 1 << 16 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25 },
+    Hidden {
+        leaf: 7,
+        subleaf: 0,
+        register: EDX,
+        bits: 1 << 5 | 1 << 11 | 1 << 16 | 1 << 20 | 1 << 22 | 1 << 24 | 1 << 25,
+    },
     // AMX_FP16, FRED, LKGS, LAM.
     Hidden { leaf: 7, subleaf: 1, register: 0, bits: 1 << 17 | 1 << 18 | 1 << 21 | 1 << 26 },
     // SVM, XOP, LWP, FMA4, MONITORX.
-    Hidden { leaf: 0x8000_0001, subleaf: 0, register: ECX, bits: 1 << 2 | 1 << 11 | 1 << 15 | 1 << 16 | 1 << 29 },
+    Hidden {
+        leaf: 0x8000_0001,
+        subleaf: 0,
+        register: ECX,
+        bits: 1 << 2 | 1 << 11 | 1 << 15 | 1 << 16 | 1 << 29,
+    },
     // 3DNow and its extensions.
     Hidden { leaf: 0x8000_0001, subleaf: 0, register: EDX, bits: 1 << 30 | 1 << 31 },
     // Nothing of AMX's own leaves.

@@ -29,7 +29,8 @@ mod tests {
     fn every_combination_of_status_flags_survives() {
         let bits = [rflags::CF, rflags::PF, rflags::AF, rflags::ZF, rflags::SF, rflags::OF];
         for choice in 0..64_u32 {
-            let flags = bits.iter().enumerate().filter(|(bit, _)| choice >> bit & 1 != 0).map(|(_, f)| f).sum();
+            let flags =
+                bits.iter().enumerate().filter(|(bit, _)| choice >> bit & 1 != 0).map(|(_, f)| f).sum();
             assert_eq!(unpack(pack(flags)), flags);
         }
     }

@@ -145,7 +145,7 @@ impl Emitter {
         self.before_check(decoded.live_before());
         self.push_return_address(instruction);
         self.finish(Some(target));
-        self.jump_to(instruction.ip(), target, crate::liveness::ALL);
+        self.jump_to(instruction.ip(), target, decoded.live_after);
     }
 
     fn call_indirect(&mut self, decoded: &Decoded) {
@@ -183,8 +183,7 @@ impl Emitter {
         self.before_check(decoded.live_before());
         self.stack_read_check(instruction, reg::RSP, size);
         self.hot.load_sized(size, reg::R14, Mem::off(reg::R14, 0));
-        let extra =
-            if instruction.op_count() == 0 { 0 } else { i32::from(instruction.immediate16()) };
+        let extra = if instruction.op_count() == 0 { 0 } else { i32::from(instruction.immediate16()) };
         self.move_stack_pointer(size.bytes().cast_signed() + extra);
         self.finish(None);
         self.dispatch();
@@ -247,8 +246,7 @@ impl Emitter {
         let moved = self.hot.jcc_later(cond::NOT_EQUAL);
         self.hot.cmp32_mem(Mem::at(self.layout.kicked()), 0);
         let kicked = self.hot.jcc_later(cond::NOT_EQUAL);
-        let here = self.cold.here();
-        self.hot.patch(moved, here);
+        self.leave_for(moved, Site::Moved { rip, far, page });
         self.leave_for(kicked, Site::Enter { rip });
         if live != 0 {
             emit_restore_flags(&mut self.hot, self.layout);

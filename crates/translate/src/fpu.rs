@@ -7,7 +7,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_engine::{Exit, FPU_AREA_BYTES, FpuArea, XSAVE_HEADER, vector};
 
 use crate::engine::Translator;
-use crate::help::{exception_with, exception};
+use crate::help::{exception, exception_with};
 use crate::state::Path;
 
 /// x87 and SSE.
@@ -63,7 +63,12 @@ impl Translator {
             .filter(|number| mask >> number & 1 != 0)
             .map(|number| {
                 let [size, offset, flags, _] = self.host().cpuid(0xd, number);
-                Component { bit: 1 << number, offset: offset as usize, size: size as usize, aligned: flags & 2 != 0 }
+                Component {
+                    bit: 1 << number,
+                    offset: offset as usize,
+                    size: size as usize,
+                    aligned: flags & 2 != 0,
+                }
             })
             .filter(|component| component.offset + component.size <= FPU_AREA_BYTES)
             .collect()
@@ -128,7 +133,8 @@ impl Translator {
         let is_compacted = layout & COMPACTED != 0;
         let rest = if is_compacted { 16 } else { 8 };
         let reserved = image[XSAVE_HEADER + rest..XSAVE_HEADER + 64].iter().any(|byte| *byte != 0);
-        let unknown = if is_compacted { (layout & !COMPACTED) & !xcr0 | present & !layout } else { present & !xcr0 };
+        let unknown =
+            if is_compacted { (layout & !COMPACTED) & !xcr0 | present & !layout } else { present & !xcr0 };
         if reserved || unknown != 0 {
             return Err(refused);
         }
@@ -138,7 +144,8 @@ impl Translator {
         } else {
             in_image.iter().map(|component| (*component, component.offset)).collect()
         };
-        let len = places.iter().map(|(component, at)| at + component.size).fold(XSAVE_HEADER + 64, usize::max);
+        let len =
+            places.iter().map(|(component, at)| at + component.size).fold(XSAVE_HEADER + 64, usize::max);
         self.read_state_image(linear, &mut image[..len.min(FPU_AREA_BYTES)], Path::Read)?;
         let loads_mxcsr = if is_compacted { mask & present & 2 != 0 } else { mask & USES_MXCSR != 0 };
         if loads_mxcsr && number(&image[24..28]) & !0xffff != 0 {

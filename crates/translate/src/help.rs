@@ -109,7 +109,10 @@ impl Translator {
         } else {
             let scaled =
                 part(instruction.memory_index()).wrapping_mul(u64::from(instruction.memory_index_scale()));
-            instruction.memory_displacement64().wrapping_add(part(instruction.memory_base())).wrapping_add(scaled)
+            instruction
+                .memory_displacement64()
+                .wrapping_add(part(instruction.memory_base()))
+                .wrapping_add(scaled)
         };
         let width = address_width(instruction, self.env.bits);
         self.linear_of(crate::segments::register(instruction.memory_segment()), cut(offset, width))
@@ -164,7 +167,12 @@ impl Translator {
     }
 
     /// Reads a general-purpose or memory operand.
-    pub(crate) fn operand(&mut self, instruction: &Instruction, index: u32, size: usize) -> Result<u64, Exit> {
+    pub(crate) fn operand(
+        &mut self,
+        instruction: &Instruction,
+        index: u32,
+        size: usize,
+    ) -> Result<u64, Exit> {
         match instruction.op_kind(index) {
             OpKind::Register => Ok(self.get(instruction.op_register(index))),
             _ => {
@@ -245,8 +253,10 @@ impl Translator {
         let size = if matches!(instruction.mnemonic(), Mnemonic::Pushad | Mnemonic::Popad) { 4 } else { 2 };
         let whole = 8 * size as u64;
         if push {
-            let bytes: Vec<u8> =
-                ORDER.iter().flat_map(|register| self.get(*register).to_le_bytes()[..size].to_vec()).collect();
+            let bytes: Vec<u8> = ORDER
+                .iter()
+                .flat_map(|register| self.get(*register).to_le_bytes()[..size].to_vec())
+                .collect();
             let pointer = self.stack_pointer().wrapping_sub(whole);
             self.write_linear(self.stack_linear(pointer), &bytes)?;
             self.set_stack_pointer(pointer);

@@ -8,12 +8,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
 
 /// The six status flags, as iced numbers them.
-pub(crate) const ALL: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
+pub(crate) const ALL: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// What an instruction does to status flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,10 +79,7 @@ fn count_may_be_zero(instruction: &Instruction) -> bool {
 
 /// Rotates by other counts than one leave flags alone that the manuals call undefined.
 fn rotates(instruction: &Instruction) -> bool {
-    matches!(
-        instruction.mnemonic(),
-        Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr
-    )
+    matches!(instruction.mnemonic(), Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl | Mnemonic::Rcr)
 }
 
 #[cfg(test)]

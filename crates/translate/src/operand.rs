@@ -7,15 +7,8 @@ use crate::classify::{AddressKind, Operand};
 use crate::emit::{Bits, Check, Decoded, Emitter};
 
 /// Registers that may be borrowed for an instruction: those that need no REX prefix, except RSP.
-const BORROWABLE: [Register; 7] = [
-    Register::RBX,
-    Register::RSI,
-    Register::RDI,
-    Register::RBP,
-    Register::RDX,
-    Register::RCX,
-    Register::RAX,
-];
+const BORROWABLE: [Register; 7] =
+    [Register::RBX, Register::RSI, Register::RDI, Register::RBP, Register::RDX, Register::RCX, Register::RAX];
 
 /// The number of a general-purpose register in encodings.
 pub(crate) fn number(register: Register) -> u8 {
@@ -32,7 +25,8 @@ impl Emitter {
     /// An instruction without memory operand.
     pub(crate) fn plain(&mut self, decoded: &Decoded, bytes: &[u8]) {
         self.before_instruction(decoded);
-        let stolen = (0..decoded.instruction.op_count()).any(|op| stolen_operand(&decoded.instruction, op).is_some());
+        let stolen =
+            (0..decoded.instruction.op_count()).any(|op| stolen_operand(&decoded.instruction, op).is_some());
         if stolen || self.conditions.bits == Bits::B32 {
             self.rewritten(decoded, decoded.instruction, None);
         } else {
@@ -84,8 +78,12 @@ impl Emitter {
     pub(crate) fn memory(&mut self, decoded: &Decoded, operand: Operand) {
         let instruction = decoded.instruction;
         self.before_check(decoded.live_before());
-        let check =
-            Check { rip: instruction.ip(), size: operand.size, path: operand.path, stack: uses_stack_segment(&instruction) };
+        let check = Check {
+            rip: instruction.ip(),
+            size: operand.size,
+            path: operand.path,
+            stack: uses_stack_segment(&instruction),
+        };
         let displacement = match operand.address {
             AddressKind::Usual => self.operand_check(&instruction, check),
             AddressKind::Table => {
@@ -133,7 +131,8 @@ impl Emitter {
 
     fn add_segment(&mut self, instruction: &Instruction, offset: Offset) -> Offset {
         let segment = crate::segments::register(instruction.memory_segment());
-        let based = matches!(segment, paravane_engine::SegmentRegister::Fs | paravane_engine::SegmentRegister::Gs);
+        let based =
+            matches!(segment, paravane_engine::SegmentRegister::Fs | paravane_engine::SegmentRegister::Gs);
         if !based && self.conditions.flat {
             return offset;
         }
@@ -264,7 +263,8 @@ impl Emitter {
             if usage.loads {
                 self.load_guest(host, slot);
             }
-            replaced[usize::from(slot - reg::R14)] = Some(Replaced { guest: slot, host, stores: usage.stores });
+            replaced[usize::from(slot - reg::R14)] =
+                Some(Replaced { guest: slot, host, stores: usage.stores });
         }
         for op in 0..instruction.op_count() {
             let Some(guest) = stolen_operand(&original, op) else { continue };

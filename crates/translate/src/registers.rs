@@ -13,7 +13,13 @@ use crate::state::State;
 
 impl Emitter {
     /// Emits one. `privileged_time` is CR4.TSD.
-    pub(crate) fn state(&mut self, decoded: &Decoded, operation: StateOp, bytes: &[u8], privileged_time: bool) {
+    pub(crate) fn state(
+        &mut self,
+        decoded: &Decoded,
+        operation: StateOp,
+        bytes: &[u8],
+        privileged_time: bool,
+    ) {
         let instruction = &decoded.instruction;
         let next = Some(instruction.next_ip());
         let direction = Mem::at(self.layout.field(offset_of!(State, direction)));

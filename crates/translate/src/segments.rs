@@ -6,9 +6,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use paravane_abi::units::{MachAddr, PAGE_SIZE};
-use paravane_engine::{
-    Exit, GDT_FRAMES, Segment, SegmentAttributes, SegmentRegister, rflags, vector,
-};
+use paravane_engine::{Exit, GDT_FRAMES, Segment, SegmentAttributes, SegmentRegister, rflags, vector};
 
 use crate::emit::Bits;
 use crate::engine::Translator;
@@ -164,7 +162,8 @@ impl Translator {
             !code && readable_or_writable && rpl == cpl && attributes.dpl() == cpl
         } else {
             let conforming = code && attributes.has(SegmentAttributes::CONFORMING_OR_DOWN);
-            (!code || readable_or_writable) && (conforming || (rpl <= attributes.dpl() && cpl <= attributes.dpl()))
+            (!code || readable_or_writable)
+                && (conforming || (rpl <= attributes.dpl() && cpl <= attributes.dpl()))
         };
         if !attributes.has(SegmentAttributes::USER_SEGMENT) || !allowed {
             return Err(refused);
@@ -211,7 +210,11 @@ impl Translator {
     fn target(&self, segment: &Segment, offset: u64) -> Result<u64, Exit> {
         let refused = exception_with(vector::GENERAL_PROTECTION, 0);
         if segment.attributes.has(SegmentAttributes::LONG) {
-            return if paravane_abi::units::GuestVirt(offset).is_canonical() { Ok(offset) } else { Err(refused) };
+            return if paravane_abi::units::GuestVirt(offset).is_canonical() {
+                Ok(offset)
+            } else {
+                Err(refused)
+            };
         }
         let offset = offset & 0xffff_ffff;
         if offset > u64::from(segment.limit) { Err(refused) } else { Ok(offset) }
@@ -230,8 +233,11 @@ impl Translator {
             let offset = self.read_number(linear, size)?;
             (self.read_number(linear.wrapping_add(size as u64), 2)? as u16, offset)
         } else {
-            let offset =
-                if size == 2 { u64::from(instruction.far_branch16()) } else { u64::from(instruction.far_branch32()) };
+            let offset = if size == 2 {
+                u64::from(instruction.far_branch16())
+            } else {
+                u64::from(instruction.far_branch32())
+            };
             (instruction.far_branch_selector(), offset)
         };
         let segment = self.code_segment(selector, false)?;

@@ -80,8 +80,7 @@ pub(crate) fn prepare_thread(cpu: &mut Cpu) {
 fn prepare_once() {
     // The stack lives as long as the thread can get signals: until the process ends.
     let stack = Box::leak(vec![0_u8; STACK_BYTES].into_boxed_slice());
-    let alternate =
-        libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: STACK_BYTES };
+    let alternate = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: STACK_BYTES };
     // SAFETY: the stack is live, writable and of the stated size for ever.
     let set = unsafe { libc::sigaltstack(&raw const alternate, ptr::null_mut()) };
     debug_assert_eq!(set, 0, "sigaltstack with a sufficient stack");

@@ -21,6 +21,15 @@ pub(crate) enum Site {
         /// The guest address.
         rip: u64,
     },
+    /// A pad found that its page is not what is mapped any more.
+    Moved {
+        /// The guest address.
+        rip: u64,
+        /// The pad's entry for direct jumps.
+        far: u32,
+        /// The page that the pad belongs to.
+        page: PageId,
+    },
     /// A memory access missed the TLB, crosses pages or is a write next to code.
     Access(Access),
     /// An instruction ran on the bounce pages; its result goes to guest memory.

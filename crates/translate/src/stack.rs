@@ -46,7 +46,10 @@ impl Emitter {
             self.hot.load(reg::R15, Mem::at(self.layout.spill(2)));
             self.hot.store_sized(size, slot, reg::R15);
         } else {
-            #[expect(clippy::cast_possible_truncation, reason = "pushed immediates are sign-extended 32-bit values")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "pushed immediates are sign-extended 32-bit values"
+            )]
             self.hot.store_imm(size, slot, instruction.immediate(0) as i32);
         }
         self.move_stack_pointer(-size.bytes().cast_signed());
@@ -103,7 +106,7 @@ impl Emitter {
         let wide = self.conditions.bits == Bits::B64;
         self.hot.lea(wide, reg::RSP, Mem::off(reg::RBP, size.bytes().cast_signed()));
         match size {
-            Size::Word | Size::Byte => {
+            Size::Word => {
                 self.hot.put(&[0x66]);
                 self.hot.op_reg(false, &[0x89], reg::R15, reg::RBP);
             }

@@ -166,7 +166,9 @@ impl Translator {
             let right = self.read_number(offset_by(target, size, index, down), size);
             let left = match shape.kind {
                 Kind::Compare => self.read_number(offset_by(source, size, index, down), size),
-                Kind::Scan | Kind::Move | Kind::Store | Kind::Load => Ok(cut_bytes(self.get(Register::RAX), size)),
+                Kind::Scan | Kind::Move | Kind::Store | Kind::Load => {
+                    Ok(cut_bytes(self.get(Register::RAX), size))
+                }
             };
             let (left, right) = (left?, right?);
             let flags = compare_flags(left, right, size);

@@ -71,7 +71,9 @@ impl Translator {
         let mut bytes = [0; 5];
         let prefixed = instruction.mnemonic() == Mnemonic::Ud2
             && instruction.len() == 2
-            && self.read_linear(self.linear_of(SegmentRegister::Cs, instruction.next_ip()), &mut bytes).is_ok()
+            && self
+                .read_linear(self.linear_of(SegmentRegister::Cs, instruction.next_ip()), &mut bytes)
+                .is_ok()
             && bytes == REST;
         if prefixed {
             return Exit::Privileged(Privileged { length: 7, op: PrivilegedOp::Cpuid { forced: true } });

@@ -62,16 +62,88 @@ fn faults_name_the_instruction_the_address_and_the_access() {
     let protection = Exit::Exception(Exception { vector: 13, error_code: Some(0) });
     let stack = Exit::Exception(Exception { vector: 12, error_code: Some(0) });
     let cases: Vec<(&str, Vec<u8>, Exit, u64)> = vec![
-        ("read", assemble(|a| { a.mov(rax, UNMAPPED + 4)?; a.mov(ecx, dword_ptr(rax)) }), page_fault(UNMAPPED + 4, 4), 10),
-        ("write", assemble(|a| { a.mov(rax, UNMAPPED)?; a.mov(qword_ptr(rax + 8), rcx) }), page_fault(UNMAPPED + 8, 6), 10),
-        ("update", assemble(|a| { a.mov(rax, UNMAPPED)?; a.add(byte_ptr(rax), 1) }), page_fault(UNMAPPED, 6), 10),
-        ("crossing", assemble(|a| { a.mov(rax, UNMAPPED - 4)?; a.mov(rcx, qword_ptr(rax)) }), page_fault(UNMAPPED, 4), 10),
-        ("fetch", assemble(|a| { a.mov(rax, UNMAPPED)?; a.jmp(rax) }), page_fault(UNMAPPED, 0x14), UNMAPPED - CODE),
-        ("push", assemble(|a| { a.mov(rsp, UNMAPPED + 8)?; a.push(rax) }), page_fault(UNMAPPED, 6), 10),
-        ("hole", assemble(|a| { a.mov(rax, 1_u64 << 47)?; a.mov(rcx, qword_ptr(rax)) }), protection, 10),
-        ("hole by rsp", assemble(|a| { a.mov(rsp, 1_u64 << 47)?; a.pop(rcx) }), stack, 10),
+        (
+            "read",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED + 4)?;
+                a.mov(ecx, dword_ptr(rax))
+            }),
+            page_fault(UNMAPPED + 4, 4),
+            10,
+        ),
+        (
+            "write",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED)?;
+                a.mov(qword_ptr(rax + 8), rcx)
+            }),
+            page_fault(UNMAPPED + 8, 6),
+            10,
+        ),
+        (
+            "update",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED)?;
+                a.add(byte_ptr(rax), 1)
+            }),
+            page_fault(UNMAPPED, 6),
+            10,
+        ),
+        (
+            "crossing",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED - 4)?;
+                a.mov(rcx, qword_ptr(rax))
+            }),
+            page_fault(UNMAPPED, 4),
+            10,
+        ),
+        (
+            "fetch",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED)?;
+                a.jmp(rax)
+            }),
+            page_fault(UNMAPPED, 0x14),
+            UNMAPPED - CODE,
+        ),
+        (
+            "push",
+            assemble(|a| {
+                a.mov(rsp, UNMAPPED + 8)?;
+                a.push(rax)
+            }),
+            page_fault(UNMAPPED, 6),
+            10,
+        ),
+        (
+            "hole",
+            assemble(|a| {
+                a.mov(rax, 1_u64 << 47)?;
+                a.mov(rcx, qword_ptr(rax))
+            }),
+            protection,
+            10,
+        ),
+        (
+            "hole by rsp",
+            assemble(|a| {
+                a.mov(rsp, 1_u64 << 47)?;
+                a.pop(rcx)
+            }),
+            stack,
+            10,
+        ),
         ("misaligned", assemble(|a| a.movaps(xmm0, xmmword_ptr(rbx + 8))), protection, 0),
-        ("divide", assemble(|a| { a.xor(ecx, ecx)?; a.div(ecx) }), Exit::Exception(Exception { vector: 0, error_code: None }), 2),
+        (
+            "divide",
+            assemble(|a| {
+                a.xor(ecx, ecx)?;
+                a.div(ecx)
+            }),
+            Exit::Exception(Exception { vector: 0, error_code: None }),
+            2,
+        ),
         ("undefined", assemble(|a| a.ud2()), Exit::Exception(Exception { vector: 6, error_code: None }), 0),
     ];
     for (name, code, exit, offset) in cases {
@@ -98,7 +170,10 @@ fn a_fault_finds_registers_as_they_were_before_the_instruction() {
 
 #[test]
 fn system_calls_and_interrupts_leave_as_the_hardware_does() {
-    let (exit, context) = run(assemble(|a| { a.stc()?; a.syscall() }));
+    let (exit, context) = run(assemble(|a| {
+        a.stc()?;
+        a.syscall()
+    }));
     assert_eq!((exit, context.rip), (Exit::Hypercall, CODE + 3));
     assert_eq!((context.gpr(Gpr::Rcx), context.gpr(Gpr::R11)), (CODE + 3, 0x203));
     let (exit, context) = run(assemble(|a| a.int(0x80)));
@@ -123,7 +198,11 @@ fn privileged_instructions_come_with_their_operands() {
         (assemble(|a| a.rdmsr()), 2, PrivilegedOp::Rdmsr),
         (assemble(|a| a.out(0x80, al)), 2, PrivilegedOp::Out { port: 0x80, width: Width::Byte, value: 0 }),
         (assemble(|a| a.in_(eax, dx)), 1, PrivilegedOp::In { port: 0, width: Width::Dword }),
-        (assemble(|a| a.mov(r15, cr3)), 4, PrivilegedOp::ReadControl { from: paravane_engine::ControlRegister::Cr3, to: Gpr::R15 }),
+        (
+            assemble(|a| a.mov(r15, cr3)),
+            4,
+            PrivilegedOp::ReadControl { from: paravane_engine::ControlRegister::Cr3, to: Gpr::R15 },
+        ),
         (assemble(|a| a.mov(dr7, rbx)), 3, PrivilegedOp::WriteDebug { to: 7, value: DATA }),
         (assemble(|a| a.invlpg(byte_ptr(rbx + 16))), 4, PrivilegedOp::Invlpg(DATA + 16)),
         (assemble(|a| a.cli()), 1, PrivilegedOp::Cli),
@@ -190,7 +269,12 @@ fn a_kick_ends_loops_of_every_kind() {
         // A computed jump to itself.
         assemble(|a| a.jmp(rcx)),
         // A long string operation, again and again.
-        assemble(|a| { a.mov(rdi, rbx)?; a.mov(ecx, 4096)?; a.rep().stosb()?; a.jmp(CODE) }),
+        assemble(|a| {
+            a.mov(rdi, rbx)?;
+            a.mov(ecx, 4096)?;
+            a.rep().stosb()?;
+            a.jmp(CODE)
+        }),
     ];
     for code in loops {
         let mut guard = machine();
@@ -218,7 +302,16 @@ fn a_kick_ends_loops_of_every_kind() {
 fn single_steps_stop_after_each_instruction() {
     let mut guard = machine();
     let machine = guard.as_mut().unwrap();
-    prepare(machine, &assemble(|a| { a.mov(eax, 5)?; a.push(rax)?; a.pop(r15)?; a.jmp(rbx)?; a.hlt() }));
+    prepare(
+        machine,
+        &assemble(|a| {
+            a.mov(eax, 5)?;
+            a.push(rax)?;
+            a.pop(r15)?;
+            a.jmp(rbx)?;
+            a.hlt()
+        }),
+    );
     let ends: Vec<u64> = (0..4)
         .map(|_| {
             assert_eq!(machine.engine.step(), None);
@@ -239,7 +332,14 @@ fn single_steps_stop_after_each_instruction() {
 fn a_shadow_page_takes_the_write_and_the_guest_page_stays() {
     let mut guard = machine();
     let machine = guard.as_mut().unwrap();
-    prepare(machine, &assemble(|a| { a.mov(eax, 7)?; a.lock().xadd(qword_ptr(rbx + 16), rax)?; a.hlt() }));
+    prepare(
+        machine,
+        &assemble(|a| {
+            a.mov(eax, 7)?;
+            a.lock().xadd(qword_ptr(rbx + 16), rax)?;
+            a.hlt()
+        }),
+    );
     machine.memory.store_u64(machine.machine_address(DATA + 16), 100).unwrap();
     assert_eq!(machine.engine.step(), None);
     let mut copy = [0; 4096];
@@ -254,7 +354,13 @@ fn a_shadow_page_takes_the_write_and_the_guest_page_stays() {
 fn a_write_to_a_read_only_page_faults_until_it_is_writable_and_flushed() {
     let mut guard = machine();
     let machine = guard.as_mut().unwrap();
-    prepare(machine, &assemble(|a| { a.mov(qword_ptr(rbx), rax)?; a.hlt() }));
+    prepare(
+        machine,
+        &assemble(|a| {
+            a.mov(qword_ptr(rbx), rax)?;
+            a.hlt()
+        }),
+    );
     let root = machine.engine.context().kernel_root;
     let frame = machine.machine_address(DATA).frame();
     let mut next = 200;
@@ -271,7 +377,14 @@ fn the_same_address_in_another_address_space_is_other_code() {
     let mut guard = machine();
     let machine = guard.as_mut().unwrap();
     // Kernel code calls CODE + PAGE_SIZE, which differs between two roots.
-    prepare(machine, &assemble(|a| { a.call(CODE + PAGE_SIZE)?; a.call(CODE + PAGE_SIZE)?; a.hlt() }));
+    prepare(
+        machine,
+        &assemble(|a| {
+            a.call(CODE + PAGE_SIZE)?;
+            a.call(CODE + PAGE_SIZE)?;
+            a.hlt()
+        }),
+    );
     machine.memory.write(machine.machine_address(CODE + PAGE_SIZE), &[0xff, 0xc0, 0xc3]).unwrap();
     let first = machine.engine.context().kernel_root;
     let other = Mfn(first.0 + 100);

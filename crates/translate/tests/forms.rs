@@ -47,6 +47,11 @@ fn every_form_does_what_the_cpu_does() {
         forms += u64::from(used);
     }
     println!("{forms} forms, {cases} cases, {faults} of them faulted on both sides");
-    assert!(failures.is_empty(), "{} of {cases}:\n{}", failures.len(), failures[..failures.len().min(60)].join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {cases}:\n{}",
+        failures.len(),
+        failures[..failures.len().min(60)].join("\n")
+    );
     assert!(cases > 5000, "only {cases} cases were made");
 }

@@ -18,11 +18,11 @@ fn is_ordinary(code: Code) -> bool {
     let info = code.op_code();
     let text = format!("{:?}", code.mnemonic());
     const NAMES: [&str; 58] = [
-        "Mov", "Add", "Sub", "Adc", "Sbb", "And", "Or", "Xor", "Cmp", "Test", "Inc", "Dec", "Neg", "Not", "Shl",
-        "Shr", "Sar", "Rol", "Ror", "Rcl", "Rcr", "Shld", "Shrd", "Imul", "Mul", "Lea", "Movzx", "Movsx", "Movsxd",
-        "Cmove", "Cmovb", "Cmovl", "Cmovp", "Sete", "Setb", "Setg", "Seto", "Xchg", "Xadd", "Cmpxchg", "Bt", "Bts",
-        "Btr", "Btc", "Bsf", "Bsr", "Bswap", "Cdq", "Cqo", "Cwde", "Clc", "Stc", "Cmc", "Lahf", "Sahf", "Movdqu",
-        "Paddd", "Pxor",
+        "Mov", "Add", "Sub", "Adc", "Sbb", "And", "Or", "Xor", "Cmp", "Test", "Inc", "Dec", "Neg", "Not",
+        "Shl", "Shr", "Sar", "Rol", "Ror", "Rcl", "Rcr", "Shld", "Shrd", "Imul", "Mul", "Lea", "Movzx",
+        "Movsx", "Movsxd", "Cmove", "Cmovb", "Cmovl", "Cmovp", "Sete", "Setb", "Setg", "Seto", "Xchg",
+        "Xadd", "Cmpxchg", "Bt", "Bts", "Btr", "Btc", "Bsf", "Bsr", "Bswap", "Cdq", "Cqo", "Cwde", "Clc",
+        "Stc", "Cmc", "Lahf", "Sahf", "Movdqu", "Paddd", "Pxor",
     ];
     info.mode64()
         && !info.must_be_cpl0()

@@ -95,7 +95,9 @@ pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instructio
             Kind::mm_or_mem | Kind::xmm_or_mem | Kind::ymm_or_mem | Kind::zmm_or_mem if byte => None,
             Kind::k_or_mem if byte => None,
             Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => Some(r8(number(20), info.op_count() == 1)),
-            Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => Some(Register::AX + gpr(number(16))),
+            Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => {
+                Some(Register::AX + gpr(number(16)))
+            }
             Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode | Kind::r32_vvvv => {
                 Some(Register::EAX + gpr(number(16)))
             }
@@ -103,13 +105,17 @@ pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instructio
                 Some(Register::RAX + gpr(number(16)))
             }
             Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => Some(Register::MM0 + number(8)),
-            Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => {
-                Some(Register::XMM0 + number(if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 }))
+            Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => Some(
+                Register::XMM0
+                    + number(if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 }),
+            ),
+            Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => Some(
+                Register::YMM0
+                    + number(if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 }),
+            ),
+            Kind::zmm_or_mem | Kind::zmm_reg | Kind::zmm_rm | Kind::zmm_vvvv => {
+                Some(Register::ZMM0 + number(32))
             }
-            Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => {
-                Some(Register::YMM0 + number(if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 }))
-            }
-            Kind::zmm_or_mem | Kind::zmm_reg | Kind::zmm_rm | Kind::zmm_vvvv => Some(Register::ZMM0 + number(32)),
             Kind::k_or_mem | Kind::k_reg | Kind::k_rm | Kind::k_vvvv => Some(Register::K0 + number(8)),
             Kind::al => Some(Register::AL),
             Kind::cl => Some(Register::CL),
@@ -119,8 +125,15 @@ pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instructio
             Kind::rax => Some(Register::RAX),
             Kind::st0 => Some(Register::ST0),
             Kind::sti_opcode => Some(Register::ST0 + number(8)),
-            Kind::imm8 | Kind::imm8_const_1 | Kind::imm16 | Kind::imm32 | Kind::imm32sex64 | Kind::imm64
-            | Kind::imm8sex16 | Kind::imm8sex32 | Kind::imm8sex64 => {
+            Kind::imm8
+            | Kind::imm8_const_1
+            | Kind::imm16
+            | Kind::imm32
+            | Kind::imm32sex64
+            | Kind::imm64
+            | Kind::imm8sex16
+            | Kind::imm8sex32
+            | Kind::imm8sex64 => {
                 immediate(&mut instruction, op, info.op_kind(op), random);
                 continue;
             }
@@ -153,9 +166,21 @@ fn r8(number: u32, high: bool) -> Register {
         return Register::AH + number;
     }
     const LOW: [Register; 15] = [
-        Register::AL, Register::CL, Register::DL, Register::BL, Register::BPL, Register::SIL, Register::DIL,
-        Register::R8L, Register::R9L, Register::R10L, Register::R11L, Register::R12L, Register::R13L,
-        Register::R14L, Register::R15L,
+        Register::AL,
+        Register::CL,
+        Register::DL,
+        Register::BL,
+        Register::BPL,
+        Register::SIL,
+        Register::DIL,
+        Register::R8L,
+        Register::R9L,
+        Register::R10L,
+        Register::R11L,
+        Register::R12L,
+        Register::R13L,
+        Register::R14L,
+        Register::R15L,
     ];
     LOW[number as usize % 15]
 }
@@ -196,7 +221,13 @@ fn memory(instruction: &mut Instruction, op: u32, kind: OpCodeOperandKind, cpu: 
             0 => {
                 let index = pick(random, |value| value < 64);
                 let scale = 1 << random.below(4);
-                MemoryOperand::with_base_index_scale_displ_size(base, index, scale, random.below(64) as i64, 1)
+                MemoryOperand::with_base_index_scale_displ_size(
+                    base,
+                    index,
+                    scale,
+                    random.below(64) as i64,
+                    1,
+                )
             }
             1 => MemoryOperand::with_base_displ(base, random.below(300) as i64 - 150),
             _ => MemoryOperand::with_base(base),

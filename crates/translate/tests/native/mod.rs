@@ -209,7 +209,14 @@ impl Machine {
             (STACK, STACK_PAGES, STACK_FRAME),
         ] {
             for page in 0..pages {
-                map_page(&memory, frame(TABLES), address + page * PAGE_SIZE, frame(first + page), 7, &mut next);
+                map_page(
+                    &memory,
+                    frame(TABLES),
+                    address + page * PAGE_SIZE,
+                    frame(first + page),
+                    7,
+                    &mut next,
+                );
             }
         }
         let engine = Translator::new(Arc::clone(&memory), Options::default()).unwrap();
@@ -424,7 +431,9 @@ pub fn compare(native: &After, translated: &After, ignored_flags: u64) -> Result
             translated.cpu.flags & compared
         ));
     }
-    for (name, n, t) in [("data", &native.data, &translated.data), ("stack", &native.stack, &translated.stack)] {
+    for (name, n, t) in
+        [("data", &native.data, &translated.data), ("stack", &native.stack, &translated.stack)]
+    {
         if n != t
             && let Some(at) = n.iter().zip(t).position(|(n, t)| n != t)
         {
@@ -459,7 +468,10 @@ fn compare_vectors(native: &[u8; AREA], translated: &[u8; AREA]) -> Result<(), S
         };
         let (n, t) = (value(native), value(translated));
         if let Some(at) = n.iter().zip(&t).position(|(n, t)| n != t) {
-            return Err(format!("state component {component} + {at}: native {:#x}, translated {:#x}", n[at], t[at]));
+            return Err(format!(
+                "state component {component} + {at}: native {:#x}, translated {:#x}",
+                n[at], t[at]
+            ));
         }
     }
     Ok(())
