@@ -70,7 +70,9 @@ impl Arena {
     fn kick_cell(&self) -> &KickCell {
         // SAFETY: the part is inside the mapping, aligned, zeroed at first (valid for atomics), and lives as
         // long as `self`.
-        unsafe { &*self.base.as_ptr().add(part::KICK).cast::<KickCell>() }
+        let cell = unsafe { self.base.add(part::KICK) }.cast::<KickCell>();
+        // SAFETY: as above.
+        unsafe { cell.as_ref() }
     }
 
     fn kick(&self) {
@@ -115,8 +117,10 @@ impl Cpu {
             bounce: Bounce([0; 8192]),
             shadow: Shadow([0; 4096]),
         };
-        // SAFETY: the part is inside the fresh mapping, aligned, and nobody else knows it yet.
-        unsafe { arena.base.as_ptr().add(part::STATE).cast::<State>().write(state) };
+        // SAFETY: the part is inside the mapping.
+        let place = unsafe { arena.base.add(part::STATE) }.cast::<State>();
+        // SAFETY: fresh, aligned memory that nobody else knows yet.
+        unsafe { place.write(state) };
         let cpu = Self { arena };
         cpu.take_kick();
         Ok(cpu)

@@ -6,6 +6,8 @@
 //!
 //! Register numbers are the encoding's: 0 RAX ... 15 R15.
 
+use crate::bits::low8;
+
 /// Host register numbers with a role.
 pub(crate) mod reg {
     pub(crate) const RAX: u8 = 0;
@@ -106,7 +108,7 @@ impl Buffer {
     /// ModRM, SIB and displacement.
     pub(crate) fn modrm_mem(&mut self, register: u8, mem: Mem) {
         let reg_bits = (register & 7) << 3;
-        let scale = (mem.scale.trailing_zeros() as u8) << 6;
+        let scale = low8(u64::from(mem.scale.trailing_zeros())) << 6;
         let index = mem.index.map_or(4, |index| index & 7) << 3;
         let Some(base) = mem.base else {
             self.put(&[reg_bits | 4, scale | index | 5]);

@@ -11,6 +11,7 @@ use paravane_engine::{Control4, Exit};
 use paravane_memory::paging::Access;
 
 use crate::asm::{Buffer, Rel32, displacement};
+use crate::bits::index as index_of;
 use crate::classify::{Class, Flow, Rules, classify};
 use crate::emit::{Bits, Conditions, Decoded};
 use crate::engine::Translator;
@@ -170,7 +171,7 @@ impl Translator {
         }
         let mut open = true;
         for (index, item) in decoded.iter().enumerate() {
-            let start = (item.instruction.ip().wrapping_sub(rip)) as usize;
+            let start = index_of(item.instruction.ip().wrapping_sub(rip));
             let bytes = &source.bytes[start..start + item.instruction.len()];
             open = self.emit_instruction(item, bytes, index + 1 == decoded.len());
         }

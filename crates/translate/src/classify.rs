@@ -240,30 +240,33 @@ fn named(instruction: &Instruction) -> Option<Class> {
         Mnemonic::Rdtsc => Class::Register(StateOp::Time),
         Mnemonic::Rdtscp => Class::Register(StateOp::TimeAndNumber),
         Mnemonic::Rdpid => Class::Register(StateOp::ProcessorNumber),
-        Mnemonic::Wrfsbase | Mnemonic::Wrgsbase => Class::Helper(Helper::WriteBase),
         Mnemonic::Leave => Class::Stack(StackOp::Leave),
-        Mnemonic::Enter => Class::Helper(Helper::Enter),
-        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => Class::Helper(Helper::PushFlags),
-        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => Class::Helper(Helper::PopFlags),
-        Mnemonic::Pusha | Mnemonic::Pushad | Mnemonic::Popa | Mnemonic::Popad => {
-            Class::Helper(Helper::AllRegisters)
-        }
         Mnemonic::Push | Mnemonic::Pop if !is_segment_register(instruction, 0) => {
             let push = instruction.mnemonic() == Mnemonic::Push;
             Class::Stack(if push { StackOp::Push } else { StackOp::Pop })
         }
-        Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => {
-            Class::Helper(Helper::Segment)
-        }
-        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => Class::Helper(Helper::InterruptReturn),
-        Mnemonic::Retf => Class::Helper(Helper::FarReturn),
-        Mnemonic::Lar | Mnemonic::Lsl | Mnemonic::Verr | Mnemonic::Verw | Mnemonic::Arpl => {
-            Class::Helper(Helper::Selector)
-        }
+        Mnemonic::Xlatb => Class::Memory(Operand { size: 1, path: Path::Read, address: AddressKind::Table }),
+        _ => return named_helper(instruction.mnemonic()).map(Class::Helper),
+    };
+    Some(class)
+}
+
+/// Instructions that Rust performs, by name.
+fn named_helper(mnemonic: Mnemonic) -> Option<Helper> {
+    let helper = match mnemonic {
+        Mnemonic::Wrfsbase | Mnemonic::Wrgsbase => Helper::WriteBase,
+        Mnemonic::Enter => Helper::Enter,
+        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => Helper::PushFlags,
+        Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => Helper::PopFlags,
+        Mnemonic::Pusha | Mnemonic::Pushad | Mnemonic::Popa | Mnemonic::Popad => Helper::AllRegisters,
+        Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => Helper::Segment,
+        Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => Helper::InterruptReturn,
+        Mnemonic::Retf => Helper::FarReturn,
+        Mnemonic::Lar | Mnemonic::Lsl | Mnemonic::Verr | Mnemonic::Verw | Mnemonic::Arpl => Helper::Selector,
         Mnemonic::Sgdt | Mnemonic::Sidt | Mnemonic::Sldt | Mnemonic::Str | Mnemonic::Smsw => {
-            Class::Helper(Helper::StoreTable)
+            Helper::StoreTable
         }
-        Mnemonic::Xgetbv => Class::Helper(Helper::ReadControl),
+        Mnemonic::Xgetbv => Helper::ReadControl,
         Mnemonic::Xsave
         | Mnemonic::Xsave64
         | Mnemonic::Xsavec
@@ -271,21 +274,19 @@ fn named(instruction: &Instruction) -> Option<Class> {
         | Mnemonic::Xsaveopt
         | Mnemonic::Xsaveopt64
         | Mnemonic::Xrstor
-        | Mnemonic::Xrstor64 => Class::Helper(Helper::SaveState),
-        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => {
-            Class::Helper(Helper::MaskedMove)
-        }
-        Mnemonic::Bound | Mnemonic::Into => Class::Helper(Helper::Check),
+        | Mnemonic::Xrstor64 => Helper::SaveState,
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => Helper::MaskedMove,
+        Mnemonic::Bound | Mnemonic::Into => Helper::Check,
         Mnemonic::Aaa
         | Mnemonic::Aas
         | Mnemonic::Aad
         | Mnemonic::Aam
         | Mnemonic::Daa
         | Mnemonic::Das
-        | Mnemonic::Salc => Class::Helper(Helper::Decimal),
-        Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 => Class::Helper(Helper::Interrupt),
-        Mnemonic::Syscall | Mnemonic::Sysenter => Class::Helper(Helper::SystemCall),
-        Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => Class::Helper(Helper::Undefined),
+        | Mnemonic::Salc => Helper::Decimal,
+        Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 => Helper::Interrupt,
+        Mnemonic::Syscall | Mnemonic::Sysenter => Helper::SystemCall,
+        Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => Helper::Undefined,
         Mnemonic::Cpuid
         | Mnemonic::In
         | Mnemonic::Out
@@ -298,11 +299,10 @@ fn named(instruction: &Instruction) -> Option<Class> {
         | Mnemonic::Cli
         | Mnemonic::Sti
         | Mnemonic::Rdpmc
-        | Mnemonic::Xsetbv => Class::Helper(Helper::Privileged),
-        Mnemonic::Xlatb => Class::Memory(Operand { size: 1, path: Path::Read, address: AddressKind::Table }),
+        | Mnemonic::Xsetbv => Helper::Privileged,
         _ => return None,
     };
-    Some(class)
+    Some(helper)
 }
 
 /// Instructions that their flow control and operands decide.

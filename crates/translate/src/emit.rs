@@ -26,6 +26,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
 use paravane_engine::GuestMode;
 
 use crate::asm::{Buffer, Mem, Rel32, cond, reg};
+use crate::bits::low8;
 use crate::classify::Helper;
 use crate::liveness::Effect;
 use crate::sites::{Access, Commit, HelperSite, Mark, PageId, Site};
@@ -296,7 +297,7 @@ impl Emitter {
         }
         // test r14b, size - 1
         self.hot.put(&[0x41, 0xf6, 0xc6]);
-        self.hot.put(&[(size - 1) as u8]);
+        self.hot.put(&[low8(u64::from(size - 1))]);
         Some(self.hot.jcc_later(cond::NOT_EQUAL))
     }
 

@@ -203,10 +203,7 @@ impl Translator {
     /// Runs from the context's RIP until something must be reported; with `single`, one instruction.
     fn drive(&mut self, single: bool) -> Option<Exit> {
         self.prepare();
-        let exit = match self.go(single) {
-            Ok(()) => None,
-            Err(exit) => Some(exit),
-        };
+        let exit = self.go(single).err();
         self.flags_to_context();
         trampoline::reset_x87();
         self.stats.exits += 1;

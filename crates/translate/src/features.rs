@@ -59,8 +59,7 @@ impl Host {
     fn limit_state_leaf(&self, subleaf: u32, regs: &mut Leaf) {
         match subleaf {
             0 => {
-                // Fits: the supported components are below 32.
-                regs[0] = self.components as u32;
+                regs[0] = crate::bits::low32(self.components);
                 regs[3] = 0;
                 regs[2] = self.state_bytes();
                 regs[1] = regs[2];

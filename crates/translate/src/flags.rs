@@ -10,8 +10,7 @@ const IN_AH: u64 = rflags::SF | rflags::ZF | rflags::AF | rflags::PF | rflags::C
 
 /// RFLAGS to AX as LAHF and SETO AL leave it.
 pub(crate) fn pack(flags: u64) -> u32 {
-    // Fits: 16 bits are built.
-    let high = (((flags & IN_AH) | rflags::FIXED) << 8) as u32;
+    let high = crate::bits::low32(((flags & IN_AH) | rflags::FIXED) << 8);
     high | u32::from(flags & rflags::OF != 0)
 }
 

@@ -13,6 +13,7 @@ use iced_x86::{Instruction, OpKind};
 use paravane_abi::units::PAGE_SIZE;
 
 use crate::asm::{Mem, Rel32, Size, cond, reg};
+use crate::bits::low32;
 use crate::classify::Flow;
 use crate::emit::{Bits, Check, Decoded, Emitter, emit_restore_flags};
 use crate::operand::{is_stolen, number};
@@ -164,11 +165,8 @@ impl Emitter {
         self.stack_write_check(instruction, size);
         let address = instruction.next_ip();
         let slot = Mem::off(reg::R14, 0);
-        #[expect(clippy::cast_possible_truncation, reason = "a 32-bit guest's address")]
-        let low = address as u32 as i32;
-        if size == Size::Dword {
-            self.hot.store_imm(size, slot, low);
-        } else if i64::from(low) == address.cast_signed() {
+        let low = low32(address).cast_signed();
+        if size == Size::Dword || i64::from(low) == address.cast_signed() {
             self.hot.store_imm(size, slot, low);
         } else {
             self.hot.constant(reg::R15, address);

@@ -2,12 +2,13 @@
 //!
 //! While Rust runs, the guest's whole floating-point and vector state is in [`FpuArea`], so saving and restoring
 //! are copies of components. Source: Intel SDM vol. 1, "Managing State Using the XSAVE Feature Set".
+#![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
 use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_engine::{Exit, FPU_AREA_BYTES, FpuArea, XSAVE_HEADER, vector};
 
 use crate::engine::Translator;
-use crate::help::{exception, exception_with};
+use crate::help::exception_with;
 use crate::state::Path;
 
 /// x87 and SSE.
@@ -34,10 +35,10 @@ pub(crate) fn sanitise(area: &mut FpuArea, allowed: u64) {
 
 /// A state component in the standard format.
 #[derive(Clone, Copy, Debug)]
-struct Component {
-    bit: u64,
-    offset: usize,
-    size: usize,
+pub(crate) struct Component {
+    pub(crate) bit: u64,
+    pub(crate) offset: usize,
+    pub(crate) size: usize,
     aligned: bool,
 }
 
@@ -58,7 +59,8 @@ impl Translator {
         }
     }
 
-    fn components(&self, mask: u64) -> Vec<Component> {
+    /// The extended components of a mask that the host has and the area holds.
+    pub(crate) fn components(&self, mask: u64) -> Vec<Component> {
         (2..63)
             .filter(|number| mask >> number & 1 != 0)
             .map(|number| {
@@ -188,6 +190,9 @@ impl Translator {
         if in_use & 2 == 0 {
             area[XMM].fill(0);
         }
+        for component in self.components(!in_use) {
+            area[component.offset..component.offset + component.size].fill(0);
+        }
         area
     }
 
@@ -212,7 +217,7 @@ impl Translator {
     pub(crate) fn masked_move(&mut self, instruction: &Instruction) -> Result<(), Exit> {
         let area = self.area();
         let vector_bytes = |register: Register| -> [u8; 16] {
-            let index = (register.number() & 15) as usize;
+            let index = register.number() & 15;
             let mut bytes = [0; 16];
             if register.is_mm() {
                 // MM registers are physical: the area holds stack order, relative to TOP.
@@ -242,11 +247,6 @@ impl Translator {
             self.write_linear(linear.wrapping_add(index as u64), &data[index..=index])?;
         }
         Ok(())
-    }
-
-    /// Gathers and scatters.
-    pub(crate) fn elements(&mut self, _instruction: &Instruction) -> Result<(), Exit> {
-        Err(exception(vector::INVALID_OPCODE))
     }
 }
 

@@ -1,4 +1,5 @@
 //! Instructions that Rust performs: the way in, and the small ones.
+#![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use paravane_engine::{Exception, Exit, Interrupt, SegmentRegister, rflags, vector};
@@ -191,13 +192,11 @@ impl Translator {
         let step = size as u64;
         let frame = self.stack_pointer().wrapping_sub(step);
         // Everything is read and checked before the first write.
-        let mut saved = [0_u64; 32];
         let base = self.get(Register::RBP);
         let mut slots = vec![base];
         for index in 1..level {
             let at = self.stack_linear(base.wrapping_sub(step * index));
-            saved[index as usize] = self.read_number(at, size)?;
-            slots.push(saved[index as usize]);
+            slots.push(self.read_number(at, size)?);
         }
         if level > 0 {
             slots.push(frame);
@@ -317,7 +316,7 @@ pub(crate) fn cut(value: u64, width: u32) -> u64 {
 
 /// Sign-extends a number of some bytes.
 pub(crate) fn sign_extend(value: u64, size: usize) -> i64 {
-    let shift = 64 - 8 * size.clamp(1, 8) as u32;
+    let shift = 64 - 8 * size.clamp(1, 8);
     (value << shift).cast_signed() >> shift
 }
 

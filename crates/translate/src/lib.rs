@@ -8,7 +8,8 @@
 //!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
-//!   `fpu` perform what is not worth emitting.
+//!   `fpu` and
+//!   `elements` perform what is not worth emitting.
 //! * `arena`, `state`, `trampoline` and `signal` hold the unsafe ground: shared memory, entry, host faults.
 //!
 //! # Registers
@@ -25,8 +26,10 @@
 mod access;
 mod arena;
 mod asm;
+mod bits;
 mod block;
 mod classify;
+mod elements;
 mod emit;
 mod engine;
 mod features;

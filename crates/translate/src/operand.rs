@@ -3,6 +3,7 @@
 use iced_x86::{Code, Instruction, InstructionInfoOptions, OpAccess, OpKind, Register};
 
 use crate::asm::{Mem, Size, reg};
+use crate::bits::{low8, low32};
 use crate::classify::{AddressKind, Operand};
 use crate::emit::{Bits, Check, Decoded, Emitter};
 
@@ -12,8 +13,7 @@ const BORROWABLE: [Register; 7] =
 
 /// The number of a general-purpose register in encodings.
 pub(crate) fn number(register: Register) -> u8 {
-    // Fits: there are 16.
-    (register.full_register().number() & 15) as u8
+    low8((register.full_register().number() & 15) as u64)
 }
 
 /// Whether the guest's register lives in memory.
@@ -173,8 +173,7 @@ impl Emitter {
         };
         let base_number = part(base, reg::R14);
         let index_number = part(index, reg::R15);
-        #[expect(clippy::cast_possible_truncation, reason = "displacements are sign-extended 32-bit values")]
-        let mut disp = displacement as u32 as i32;
+        let mut disp = low32(displacement).cast_signed();
         if base_number == Some(reg::RSP) {
             disp = disp.wrapping_add(adjust);
         }
@@ -219,7 +218,7 @@ impl Emitter {
             _ => {}
         }
         // sar r15, log2(bits); lea r14, [r14 + r15 * bytes]
-        let shift = (size * 8).trailing_zeros() as u8;
+        let shift = low8(u64::from((size * 8).trailing_zeros()));
         self.hot.put(&[0x49, 0xc1, 0xff, shift]);
         let scale = u8::try_from(size).unwrap_or(8);
         let mem = Mem { base: Some(reg::R14), index: Some(reg::R15), scale, disp: 0 };
@@ -468,17 +467,15 @@ fn encodable(code: Code) -> Code {
 
 /// Bytes of an address, before segmentation.
 pub(crate) fn address_width(instruction: &Instruction, bits: Bits) -> u32 {
-    let register = match instruction.memory_base() {
-        Register::None => instruction.memory_index(),
-        base => base,
-    };
-    match register {
-        Register::None if instruction.memory_displ_size() != 0 => instruction.memory_displ_size(),
-        Register::None => match bits {
-            Bits::B64 => 8,
-            Bits::B32 => 4,
-        },
-        register => u32::try_from(register.size()).unwrap_or(8),
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let register = if base == Register::None { index } else { base };
+    if register != Register::None {
+        return u32::try_from(register.size()).unwrap_or(8);
+    }
+    match (instruction.memory_displ_size(), bits) {
+        (0, Bits::B64) => 8,
+        (0, Bits::B32) => 4,
+        (size, _) => size,
     }
 }
 

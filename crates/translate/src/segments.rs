@@ -3,11 +3,13 @@
 //! Every load goes through the descriptor tables with the checks of the CPU at the guest's privilege level; a selector
 //! that would fault there faults here. Sources: AMD APM vol. 2, "Segment Loads, and Segment-Protection Checks";
 //! vol. 3, the pages of each instruction.
+#![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use paravane_abi::units::{MachAddr, PAGE_SIZE};
 use paravane_engine::{Exit, GDT_FRAMES, Segment, SegmentAttributes, SegmentRegister, rflags, vector};
 
+use crate::bits::{low8, low16};
 use crate::emit::Bits;
 use crate::engine::Translator;
 use crate::help::{Done, exception, exception_with, stack_slot};
@@ -56,7 +58,7 @@ impl Translator {
             Mnemonic::Pop => {
                 let size = instruction.stack_pointer_increment().unsigned_abs() as usize;
                 let value = self.peek(0, size)?;
-                self.load_segment(register(instruction.op0_register()), value as u16)?;
+                self.load_segment(register(instruction.op0_register()), low16(value))?;
                 self.set_stack_pointer(self.stack_pointer().wrapping_add(size as u64));
                 Ok(())
             }
@@ -69,7 +71,7 @@ impl Translator {
                 if target == SegmentRegister::Cs {
                     return Err(exception(vector::INVALID_OPCODE));
                 }
-                self.load_segment(target, value as u16)
+                self.load_segment(target, low16(value))
             }
             _ => {
                 let selector = u64::from(self.selector(register(instruction.op1_register())));
@@ -95,7 +97,7 @@ impl Translator {
         let linear = self.linear(instruction);
         let offset = self.read_number(linear, size)?;
         let selector = self.read_number(linear.wrapping_add(size as u64), 2)?;
-        self.load_segment(target, selector as u16)?;
+        self.load_segment(target, low16(selector))?;
         self.set(instruction.op0_register(), offset);
         Ok(())
     }
@@ -120,8 +122,7 @@ impl Translator {
                 return Ok(None);
             }
             let Some(frame) = tables.ldt.get(page).copied().flatten() else {
-                // Fits: an LDT has 16 pages.
-                return Err(Exit::LdtPage { index: page as u8 });
+                return Err(Exit::LdtPage { index: low8(page as u64) });
             };
             frame
         };
@@ -231,7 +232,7 @@ impl Translator {
         let (selector, offset) = if instruction.op0_kind() == OpKind::Memory {
             let linear = self.linear(instruction);
             let offset = self.read_number(linear, size)?;
-            (self.read_number(linear.wrapping_add(size as u64), 2)? as u16, offset)
+            (low16(self.read_number(linear.wrapping_add(size as u64), 2)?), offset)
         } else {
             let offset = if size == 2 {
                 u64::from(instruction.far_branch16())
@@ -260,7 +261,7 @@ impl Translator {
         let size = stack_slot(instruction, self.env.bits);
         let size = if instruction.op_code().operand_size() == 0 { 4 } else { size };
         let offset = self.peek(0, size)?;
-        let selector = self.peek(size as u64, size)? as u16;
+        let selector = low16(self.peek(size as u64, size)?);
         let segment = self.code_segment(selector, true)?;
         let target = self.target(&segment, offset)?;
         let extra = if instruction.op_count() == 0 { 0 } else { u64::from(instruction.immediate16()) };
@@ -281,14 +282,14 @@ impl Translator {
         }
         let step = size as u64;
         let offset = self.peek(0, size)?;
-        let selector = self.peek(step, size)? as u16;
+        let selector = low16(self.peek(step, size)?);
         let flags = self.peek(2 * step, size)?;
         let segment = self.code_segment(selector, true)?;
         let target = self.target(&segment, offset)?;
         match self.env.bits {
             Bits::B64 => {
                 let pointer = self.peek(3 * step, size)?;
-                let stack = self.peek(4 * step, size)? as u16;
+                let stack = low16(self.peek(4 * step, size)?);
                 self.load_segment(SegmentRegister::Ss, stack)?;
                 self.set(Register::RSP, pointer);
             }
@@ -305,7 +306,7 @@ impl Translator {
             return self.adjust_rpl(instruction);
         }
         let source = if instruction.op_count() == 2 { 1 } else { 0 };
-        let selector = self.operand(instruction, source, 2)? as u16;
+        let selector = low16(self.operand(instruction, source, 2)?);
         let found = if selector & !3 == 0 { None } else { self.descriptor(selector)? };
         let answer = found.and_then(|found| self.describe(instruction.mnemonic(), selector, found.value));
         let context = &mut self.cpu.state_mut().context;

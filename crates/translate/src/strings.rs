@@ -8,6 +8,7 @@ use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_abi::units::{PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exit, SegmentRegister, rflags};
 
+use crate::bits::{index as index_of, low8};
 use crate::engine::Translator;
 use crate::help::{Done, cut, merged};
 use crate::operand::number;
@@ -116,7 +117,7 @@ impl Translator {
     }
 
     fn move_chunk(&mut self, from: u64, to: u64, size: usize, count: u64, down: bool) -> Result<u64, Exit> {
-        let len = size * count as usize;
+        let len = size * index_of(count);
         let (low_from, low_to) = (lowest(from, size, count, down), lowest(to, size, count, down));
         let sources = self.pages_for(low_from, len, Path::Read)?;
         let targets = self.pages_for(low_to, len, Path::Write)?;
@@ -137,7 +138,7 @@ impl Translator {
     }
 
     fn store_chunk(&mut self, to: u64, size: usize, count: u64, down: bool) -> Result<u64, Exit> {
-        let len = size * count as usize;
+        let len = size * index_of(count);
         let low = lowest(to, size, count, down);
         let pages = self.pages_for(low, len, Path::Write)?;
         let element = self.get(Register::RAX).to_le_bytes();
@@ -200,12 +201,11 @@ impl Translator {
 
 /// Flags of a comparison of two numbers.
 fn compare_flags(left: u64, right: u64, size: usize) -> u64 {
-    let bits = 8 * size as u32;
-    let sign = 1_u64 << (bits - 1);
+    let sign = 1_u64 << (8 * size - 1);
     let result = cut_bytes(left.wrapping_sub(right), size);
     let flag = |condition: bool, bit: u64| if condition { bit } else { 0 };
     flag(left < right, rflags::CF)
-        | flag((result as u8).count_ones() % 2 == 0, rflags::PF)
+        | flag(low8(result).count_ones().is_multiple_of(2), rflags::PF)
         | flag((left ^ right ^ result) & 0x10 != 0, rflags::AF)
         | flag(result == 0, rflags::ZF)
         | flag(result & sign != 0, rflags::SF)
@@ -251,10 +251,8 @@ fn shape(instruction: &Instruction) -> Shape {
         (Kind::Compare | Kind::Scan, true, false) => Repeat::WhileEqual,
     };
     let width = instruction.op_code().address_size() / 8;
-    let source = match instruction.segment_prefix() {
-        Register::None => SegmentRegister::Ds,
-        prefix => crate::segments::register(prefix),
-    };
+    // Without a prefix this is DS.
+    let source = crate::segments::register(instruction.segment_prefix());
     Shape { kind, size, width: address_size(instruction, width), repeat, source }
 }
 

@@ -1,4 +1,5 @@
 //! Instructions that end a run: system calls, interrupts, privileged ones; and those that only look at system state.
+#![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use paravane_engine::{
@@ -6,6 +7,7 @@ use paravane_engine::{
     SyscallKind, Width, rflags, vector,
 };
 
+use crate::bits::{low8, low16, low32};
 use crate::emit::Bits;
 use crate::engine::Translator;
 use crate::help::{cut, exception, exception_with};
@@ -99,7 +101,7 @@ impl Translator {
             Mnemonic::Hlt => PrivilegedOp::Hlt,
             Mnemonic::Mov => self.control_or_debug(instruction),
             Mnemonic::Clts => PrivilegedOp::Clts,
-            Mnemonic::Lmsw => PrivilegedOp::Lmsw(self.operand(instruction, 0, 2)? as u16),
+            Mnemonic::Lmsw => PrivilegedOp::Lmsw(low16(self.operand(instruction, 0, 2)?)),
             Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => PrivilegedOp::Wbinvd,
             Mnemonic::Invd => PrivilegedOp::Invd,
             Mnemonic::Invlpg => PrivilegedOp::Invlpg(self.linear(instruction)),
@@ -113,21 +115,20 @@ impl Translator {
             Mnemonic::Lgdt | Mnemonic::Lidt | Mnemonic::Lldt | Mnemonic::Ltr => PrivilegedOp::LoadTable,
             _ => PrivilegedOp::Other,
         };
-        // Fits: instructions have at most 15 bytes.
-        Ok(Exit::Privileged(Privileged { length: instruction.len() as u8, op }))
+        Ok(Exit::Privileged(Privileged { length: low8(instruction.len() as u64), op }))
     }
 
     fn port_instruction(&self, instruction: &Instruction) -> PrivilegedOp {
         let output = instruction.mnemonic() == Mnemonic::Out;
         let (port_operand, data_operand) = if output { (0, 1) } else { (1, 0) };
         let port = match instruction.op_kind(port_operand) {
-            OpKind::Register => self.get(Register::DX) as u16,
+            OpKind::Register => low16(self.get(Register::DX)),
             _ => u16::from(instruction.immediate8()),
         };
         let data = instruction.op_register(data_operand);
         let width = width(data.size());
         if output {
-            PrivilegedOp::Out { port, width, value: self.get(data) as u32 }
+            PrivilegedOp::Out { port, width, value: low32(self.get(data)) }
         } else {
             PrivilegedOp::In { port, width }
         }
@@ -147,7 +148,7 @@ impl Translator {
         let offset = cut(self.get(pointer), address_bytes);
         let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         StringIo {
-            port: self.get(Register::DX) as u16,
+            port: low16(self.get(Register::DX)),
             width: width(size),
             address: self.linear_of(crate::segments::register(segment), offset),
             count: if repeated { cut(self.get(Register::RCX), address_bytes) } else { 1 },
@@ -157,8 +158,7 @@ impl Translator {
 
     fn control_or_debug(&self, instruction: &Instruction) -> PrivilegedOp {
         let (first, second) = (instruction.op0_register(), instruction.op1_register());
-        // Fits: there are 16 of each.
-        let index = |register: Register| (register.number() & 15) as u8;
+        let index = |register: Register| low8((register.number() & 15) as u64);
         let gpr = |register: Register| Gpr::ALL[usize::from(number(register))];
         if second.is_cr()
             && let Some(from) = control(index(second))
@@ -278,7 +278,7 @@ impl Translator {
     fn set_result_flags(&mut self, byte: u64) {
         self.set_status(rflags::ZF, byte & 0xff == 0);
         self.set_status(rflags::SF, byte & 0x80 != 0);
-        self.set_status(rflags::PF, (byte as u8).count_ones() % 2 == 0);
+        self.set_status(rflags::PF, low8(byte).count_ones().is_multiple_of(2));
     }
 }
 

@@ -10,6 +10,7 @@ use paravane_abi::units::{GuestVirt, MachAddr, Mfn, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, GuestMode, PageFault, vector};
 use paravane_memory::paging::{Access, FaultCode, Privilege, Translation, WalkFault, walk};
 
+use crate::bits::low16;
 use crate::engine::Translator;
 use crate::state::{Path, State, TLB_ENTRIES, TlbEntry, code_page_index, tlb_index, tlb_number};
 
@@ -77,8 +78,7 @@ impl Translator {
         let filled = &mut self.filled[tlb_number(mode, path)];
         // A longer list than the table would only say "anything may be filled".
         if filled.len() <= TLB_ENTRIES {
-            // Fits: there are 4096 entries.
-            filled.push(index as u16);
+            filled.push(low16(index as u64));
         }
     }
 

@@ -90,6 +90,15 @@ pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instructio
         use OpCodeOperandKind as Kind;
         let register = match info.op_kind(op) {
             Kind::mem | Kind::mem_offs | Kind::mem_mpx | Kind::mem_mib => None,
+            Kind::mem_vsib32x
+            | Kind::mem_vsib64x
+            | Kind::mem_vsib32y
+            | Kind::mem_vsib64y
+            | Kind::mem_vsib32z
+            | Kind::mem_vsib64z => {
+                indexed_memory(&mut instruction, op, info.op_kind(op), cpu, random);
+                continue;
+            }
             Kind::r8_or_mem if byte => None,
             Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem if byte => None,
             Kind::mm_or_mem | Kind::xmm_or_mem | Kind::ymm_or_mem | Kind::zmm_or_mem if byte => None,
@@ -147,7 +156,7 @@ pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instructio
             None => memory(&mut instruction, op, info.op_kind(op), cpu, random),
         }
     }
-    if info.can_use_op_mask_register() && random.below(2) == 0 {
+    if info.can_use_op_mask_register() && (info.require_op_mask_register() || random.below(2) == 0) {
         instruction.set_op_mask(Register::K1 + u32::try_from(random.below(7)).unwrap());
     }
     if info.can_use_lock_prefix() && instruction.op0_kind() == OpKind::Memory && random.below(2) == 0 {
@@ -239,6 +248,26 @@ fn memory(instruction: &mut Instruction, op: u32, kind: OpCodeOperandKind, cpu: 
     instruction.set_memory_displacement64(operand.displacement.cast_unsigned());
     let size = if kind == OpCodeOperandKind::mem_offs || operand.displ_size != 0 { 8 } else { 0 };
     instruction.set_memory_displ_size(size.max(u32::from(operand.displacement != 0) * 8));
+}
+
+/// A gather's or scatter's operand: a pointer plus vectors 1 to 3, whose elements are small.
+fn indexed_memory(
+    instruction: &mut Instruction,
+    op: u32,
+    kind: OpCodeOperandKind,
+    cpu: &Cpu,
+    random: &mut Random,
+) {
+    use OpCodeOperandKind as Kind;
+    memory(instruction, op, Kind::mem, cpu, random);
+    let number = 1 + u32::try_from(random.below(3)).unwrap();
+    let index = match kind {
+        Kind::mem_vsib32x | Kind::mem_vsib64x => Register::XMM0,
+        Kind::mem_vsib32y | Kind::mem_vsib64y => Register::YMM0,
+        _ => Register::ZMM0,
+    };
+    instruction.set_memory_index(index + number);
+    instruction.set_memory_index_scale(1 << random.below(4));
 }
 
 /// Random registers: pointers into the data, small numbers, anything.

@@ -409,6 +409,13 @@ impl Machine {
         area[416..512].fill(0);
         area[512..576].fill(0);
         area[512..520].copy_from_slice(&self.mask.to_le_bytes());
+        // Vectors 1 to 3 hold small numbers, for use as indices.
+        for start in [160 + 16, 576 + 16, 1152 + 32] {
+            for qword in area[start..start + if start == 1184 { 96 } else { 48 }].chunks_mut(8) {
+                let small = random.below(400);
+                qword.copy_from_slice(&small.to_le_bytes());
+            }
+        }
         area
     }
 }
