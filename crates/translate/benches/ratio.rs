@@ -4,7 +4,8 @@
 #![expect(clippy::print_stdout, reason = "a benchmark reports")]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot assemble its kernels has nothing to report")]
 
-#[path = "../tests/native/mod.rs"]
+#[expect(dead_code, reason = "the tests' harness; a benchmark needs a part of it")]
+#[path = "../tests/cpu/native/mod.rs"]
 mod native;
 
 use std::time::Instant;

@@ -90,11 +90,11 @@ impl Translator {
         let scatter = instruction.op0_kind() == OpKind::Memory;
         let data = if scatter { instruction.op1_register() } else { instruction.op0_register() };
         let index = instruction.memory_index();
-        let pending = match instruction.op_mask() {
-            Register::None if instruction.op_count() == 3 => Pending::Signs(instruction.op2_register()),
+        let pending = match (instruction.has_op_mask(), instruction.op_count()) {
+            (true, _) => Pending::Bits(instruction.op_mask()),
+            (false, 3) => Pending::Signs(instruction.op2_register()),
             // Prefetches of elements exist on no CPU that runs this.
-            Register::None => return Err(undefined),
-            mask => Pending::Bits(mask),
+            (false, _) => return Err(undefined),
         };
         let clash = match pending {
             Pending::Signs(mask) => {

@@ -1,11 +1,11 @@
 //! Random short programs with branches and a loop, against the real CPU: flags across instructions, jumps, stolen
 //! registers, linked blocks.
+#![expect(clippy::cast_possible_truncation, reason = "programs are short")]
+#![expect(clippy::cast_possible_wrap, reason = "programs are short")]
 
-mod native;
-
+use crate::native::generate::{instance, is_incomparable, registers};
+use crate::native::{Cpu, DATA, DATA_PAGES, End, Machine, Random, compare, machine, seed};
 use iced_x86::{Code, Encoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
-use native::generate::{instance, is_incomparable, registers};
-use native::{Cpu, DATA, DATA_PAGES, End, Machine, Random, compare, machine, seed};
 use paravane_abi::units::PAGE_SIZE;
 
 const PROGRAMS: usize = 3000;

@@ -1,11 +1,9 @@
 //! Every instruction form that iced-x86 can encode and the host CPU runs, on random operands, against the real CPU.
 
-mod native;
-
+use crate::native::generate::{instance, is_incomparable, registers};
+use crate::native::{DATA_BYTES, End, Random, compare, machine, seed};
 use iced_x86::{Code, Encoder, FlowControl};
-use native::generate::{instance, is_incomparable, registers};
-use native::{DATA_PAGES, End, Random, compare, machine, seed};
-use paravane_abi::units::PAGE_SIZE;
+use paravane_abi::units::PAGE_BYTES;
 
 /// Cases per form.
 const ROUNDS: usize = 6;
@@ -17,7 +15,7 @@ fn every_form_does_what_the_cpu_does() {
     let mut random = Random(seed());
     let (mut cases, mut faults, mut forms) = (0_u64, 0_u64, 0_u64);
     let mut failures: Vec<String> = Vec::new();
-    let stack = random.bytes(2 * PAGE_SIZE as usize);
+    let stack = random.bytes(2 * PAGE_BYTES);
     for code in Code::values() {
         let info = code.op_code();
         let skip = !info.mode64() || info.must_be_cpl0() || code.flow_control() != FlowControl::Next;
@@ -25,7 +23,7 @@ fn every_form_does_what_the_cpu_does() {
             continue;
         }
         let mut used = false;
-        let data = random.bytes((DATA_PAGES * PAGE_SIZE) as usize);
+        let data = random.bytes(DATA_BYTES);
         for _ in 0..ROUNDS {
             let before = registers(machine, &mut random);
             let Some(instruction) = instance(code, &before, &mut random) else { break };

@@ -1,4 +1,6 @@
 //! Random instructions of a given form, and random registers for them.
+#![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
+#![expect(clippy::cast_possible_wrap, reason = "displacements are small")]
 
 use iced_x86::{Code, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind, OpKind, Register};
 use paravane_abi::units::PAGE_SIZE;
@@ -6,8 +8,7 @@ use paravane_abi::units::PAGE_SIZE;
 use super::{CODE, Cpu, DATA, DATA_PAGES, Machine, Random, STACK_TOP};
 
 /// Instructions that cannot be compared: the CPU answers differently each time, or they are not this test's business.
-#[expect(clippy::wildcard_enum_match_arm, reason = "names exceptions among thousands")]
-pub fn is_incomparable(instruction: &Instruction) -> bool {
+pub(crate) fn is_incomparable(instruction: &Instruction) -> bool {
     match instruction.mnemonic() {
         Mnemonic::In
         | Mnemonic::Out
@@ -80,60 +81,37 @@ pub fn is_incomparable(instruction: &Instruction) -> bool {
 }
 
 /// A random instruction of a form, or `None` if the form has operands that this test does not make.
-pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instruction> {
+pub(crate) fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instruction> {
+    use OpCodeOperandKind as Kind;
     let info = code.op_code();
     let mut instruction = Instruction::default();
     instruction.set_code(code);
-    let byte = random.below(2) == 0;
+    let in_memory = random.below(2) == 0;
     for op in 0..info.op_count() {
-        let mut number = |limit: u64| u32::try_from(random.below(limit)).unwrap();
-        use OpCodeOperandKind as Kind;
-        let register = match info.op_kind(op) {
-            Kind::mem | Kind::mem_offs | Kind::mem_mpx | Kind::mem_mib => None,
+        let kind = info.op_kind(op);
+        let either = matches!(
+            kind,
+            Kind::r8_or_mem
+                | Kind::r16_or_mem
+                | Kind::r32_or_mem
+                | Kind::r64_or_mem
+                | Kind::mm_or_mem
+                | Kind::xmm_or_mem
+                | Kind::ymm_or_mem
+                | Kind::zmm_or_mem
+                | Kind::k_or_mem
+        );
+        match kind {
+            Kind::mem | Kind::mem_offs | Kind::mem_mpx | Kind::mem_mib => {
+                memory(&mut instruction, op, kind, cpu, random);
+            }
+            _ if either && in_memory => memory(&mut instruction, op, kind, cpu, random),
             Kind::mem_vsib32x
             | Kind::mem_vsib64x
             | Kind::mem_vsib32y
             | Kind::mem_vsib64y
             | Kind::mem_vsib32z
-            | Kind::mem_vsib64z => {
-                indexed_memory(&mut instruction, op, info.op_kind(op), cpu, random);
-                continue;
-            }
-            Kind::r8_or_mem if byte => None,
-            Kind::r16_or_mem | Kind::r32_or_mem | Kind::r64_or_mem if byte => None,
-            Kind::mm_or_mem | Kind::xmm_or_mem | Kind::ymm_or_mem | Kind::zmm_or_mem if byte => None,
-            Kind::k_or_mem if byte => None,
-            Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => Some(r8(number(20), info.op_count() == 1)),
-            Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => {
-                Some(Register::AX + gpr(number(16)))
-            }
-            Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode | Kind::r32_vvvv => {
-                Some(Register::EAX + gpr(number(16)))
-            }
-            Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode | Kind::r64_vvvv => {
-                Some(Register::RAX + gpr(number(16)))
-            }
-            Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => Some(Register::MM0 + number(8)),
-            Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => Some(
-                Register::XMM0
-                    + number(if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 }),
-            ),
-            Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => Some(
-                Register::YMM0
-                    + number(if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 }),
-            ),
-            Kind::zmm_or_mem | Kind::zmm_reg | Kind::zmm_rm | Kind::zmm_vvvv => {
-                Some(Register::ZMM0 + number(32))
-            }
-            Kind::k_or_mem | Kind::k_reg | Kind::k_rm | Kind::k_vvvv => Some(Register::K0 + number(8)),
-            Kind::al => Some(Register::AL),
-            Kind::cl => Some(Register::CL),
-            Kind::ax => Some(Register::AX),
-            Kind::dx => Some(Register::DX),
-            Kind::eax => Some(Register::EAX),
-            Kind::rax => Some(Register::RAX),
-            Kind::st0 => Some(Register::ST0),
-            Kind::sti_opcode => Some(Register::ST0 + number(8)),
+            | Kind::mem_vsib64z => indexed_memory(&mut instruction, op, kind, cpu, random),
             Kind::imm8
             | Kind::imm8_const_1
             | Kind::imm16
@@ -142,27 +120,64 @@ pub fn instance(code: Code, cpu: &Cpu, random: &mut Random) -> Option<Instructio
             | Kind::imm64
             | Kind::imm8sex16
             | Kind::imm8sex32
-            | Kind::imm8sex64 => {
-                immediate(&mut instruction, op, info.op_kind(op), random);
-                continue;
-            }
-            _ => return None,
-        };
-        match register {
-            Some(register) => {
+            | Kind::imm8sex64 => immediate(&mut instruction, op, kind, random),
+            _ => {
+                let register = register(kind, code, random)?;
                 instruction.set_op_kind(op, OpKind::Register);
                 instruction.set_op_register(op, register);
             }
-            None => memory(&mut instruction, op, info.op_kind(op), cpu, random),
         }
     }
     if info.can_use_op_mask_register() && (info.require_op_mask_register() || random.below(2) == 0) {
-        instruction.set_op_mask(Register::K1 + u32::try_from(random.below(7)).unwrap());
+        instruction.set_op_mask(Register::K1 + small(random, 7));
     }
     if info.can_use_lock_prefix() && instruction.op0_kind() == OpKind::Memory && random.below(2) == 0 {
         instruction.set_has_lock_prefix(true);
     }
     Some(instruction)
+}
+
+fn small(random: &mut Random, limit: u64) -> u32 {
+    random.below(limit) as u32
+}
+
+/// A random register for a register operand.
+fn register(kind: OpCodeOperandKind, code: Code, random: &mut Random) -> Option<Register> {
+    use OpCodeOperandKind as Kind;
+    let info = code.op_code();
+    let vectors = if info.encoding() == iced_x86::EncodingKind::EVEX { 32 } else { 16 };
+    Some(match kind {
+        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => r8(small(random, 20), info.op_count() == 1),
+        Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => {
+            Register::AX + gpr(small(random, 16))
+        }
+        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode | Kind::r32_vvvv => {
+            Register::EAX + gpr(small(random, 16))
+        }
+        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode | Kind::r64_vvvv => {
+            Register::RAX + gpr(small(random, 16))
+        }
+        Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => Register::MM0 + small(random, 8),
+        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => {
+            Register::XMM0 + small(random, vectors)
+        }
+        Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => {
+            Register::YMM0 + small(random, vectors)
+        }
+        Kind::zmm_or_mem | Kind::zmm_reg | Kind::zmm_rm | Kind::zmm_vvvv => {
+            Register::ZMM0 + small(random, 32)
+        }
+        Kind::k_or_mem | Kind::k_reg | Kind::k_rm | Kind::k_vvvv => Register::K0 + small(random, 8),
+        Kind::al => Register::AL,
+        Kind::cl => Register::CL,
+        Kind::ax => Register::AX,
+        Kind::dx => Register::DX,
+        Kind::eax => Register::EAX,
+        Kind::rax => Register::RAX,
+        Kind::st0 => Register::ST0,
+        Kind::sti_opcode => Register::ST0 + small(random, 8),
+        _ => return None,
+    })
 }
 
 fn gpr(number: u32) -> u32 {
@@ -210,7 +225,7 @@ fn immediate(instruction: &mut Instruction, op: u32, kind: OpCodeOperandKind, ra
     };
     instruction.set_op_kind(op, kind);
     if instruction.try_set_immediate_u64(op, value).is_err() {
-        let _ = instruction.try_set_immediate_i64(op, value.cast_signed());
+        instruction.set_immediate_i64(op, value.cast_signed());
     }
 }
 
@@ -260,7 +275,7 @@ fn indexed_memory(
 ) {
     use OpCodeOperandKind as Kind;
     memory(instruction, op, Kind::mem, cpu, random);
-    let number = 1 + u32::try_from(random.below(3)).unwrap();
+    let number = 1 + small(random, 3);
     let index = match kind {
         Kind::mem_vsib32x | Kind::mem_vsib64x => Register::XMM0,
         Kind::mem_vsib32y | Kind::mem_vsib64y => Register::YMM0,
@@ -271,7 +286,7 @@ fn indexed_memory(
 }
 
 /// Random registers: pointers into the data, small numbers, anything.
-pub fn registers(machine: &Machine, random: &mut Random) -> Cpu {
+pub(crate) fn registers(machine: &Machine, random: &mut Random) -> Cpu {
     let mut gprs = [0; 16];
     for gpr in &mut gprs {
         let near = DATA + PAGE_SIZE * (2 + random.below(4)) - 40 + random.below(80);

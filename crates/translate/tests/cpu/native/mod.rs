@@ -4,11 +4,17 @@
 //! instruction computes or stores is the same in both. Natively the code ends with a jump to a stub; in the guest with
 //! HLT. Faults are caught on both sides and compared like any other outcome.
 #![expect(unsafe_code, reason = "loads every register of the real CPU and jumps")]
-#![allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
+#![expect(clippy::unwrap_used, reason = "a harness that cannot set up has nothing to test")]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "random numbers are cut to size, addresses have 64 bits"
+)]
+#![expect(clippy::print_stdout, reason = "the seed, so that a failure can be repeated")]
 
-pub mod generate;
+pub(crate) mod generate;
 
 use core::arch::naked_asm;
+use core::cell::UnsafeCell;
 use core::mem::offset_of;
 use core::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,16 +24,18 @@ use paravane_engine::{Engine as _, Exit, Segment, SegmentRegister, rflags};
 use paravane_memory::Memory;
 use paravane_translate::{Options, Translator};
 
-pub const CODE: u64 = 0x20_0000_0000;
-pub const DATA: u64 = 0x20_0010_0000;
-pub const STACK: u64 = 0x20_0020_0000;
-pub const CODE_PAGES: u64 = 2;
-pub const DATA_PAGES: u64 = 8;
-pub const STACK_PAGES: u64 = 2;
+pub(crate) const CODE: u64 = 0x20_0000_0000;
+pub(crate) const DATA: u64 = 0x20_0010_0000;
+pub(crate) const STACK: u64 = 0x20_0020_0000;
+pub(crate) const CODE_PAGES: u64 = 2;
+pub(crate) const DATA_PAGES: u64 = 8;
+/// Bytes of the data.
+pub(crate) const DATA_BYTES: usize = 8 * 4096;
+pub(crate) const STACK_PAGES: u64 = 2;
 /// The stack pointer that cases start with.
-pub const STACK_TOP: u64 = STACK + PAGE_SIZE + 64;
+pub(crate) const STACK_TOP: u64 = STACK + PAGE_SIZE + 64;
 /// Flags that are compared.
-pub const FLAGS: u64 = rflags::STATUS | rflags::DF;
+pub(crate) const FLAGS: u64 = rflags::STATUS | rflags::DF;
 
 const FIRST: Mfn = Mfn(0x8000);
 const AREA: usize = 4096;
@@ -35,16 +43,16 @@ const AREA: usize = 4096;
 /// Registers before or after a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[repr(C, align(64))]
-pub struct Cpu {
-    pub area: [u8; AREA],
-    pub gprs: [u64; 16],
-    pub flags: u64,
-    pub rip: u64,
+pub(crate) struct Cpu {
+    pub(crate) area: [u8; AREA],
+    pub(crate) gprs: [u64; 16],
+    pub(crate) flags: u64,
+    pub(crate) rip: u64,
 }
 
 /// How a run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum End {
+pub(crate) enum End {
     /// At the end of the code.
     Done,
     /// A fault: vector and RIP.
@@ -54,11 +62,11 @@ pub enum End {
 }
 
 /// State, outcome and memory after a run.
-pub struct After {
-    pub cpu: Cpu,
-    pub end: End,
-    pub data: Vec<u8>,
-    pub stack: Vec<u8>,
+pub(crate) struct After {
+    pub(crate) cpu: Cpu,
+    pub(crate) end: End,
+    pub(crate) data: Vec<u8>,
+    pub(crate) stack: Vec<u8>,
 }
 
 #[repr(C, align(64))]
@@ -69,12 +77,19 @@ struct Native {
     vector: u64,
 }
 
-static mut NATIVE: Native = Native {
+/// The registers of native runs, at an address that the entry code knows.
+#[repr(transparent)]
+struct Shared(UnsafeCell<Native>);
+
+// SAFETY: only used under the machine's lock, and by the fault handler of the thread that holds it.
+unsafe impl Sync for Shared {}
+
+static NATIVE: Shared = Shared(UnsafeCell::new(Native {
     cpu: Cpu { area: [0; AREA], gprs: [0; 16], flags: 0, rip: 0 },
     host_rsp: 0,
     mask: 0,
     vector: u64::MAX,
-};
+}));
 
 const GPRS: usize = offset_of!(Cpu, gprs);
 
@@ -157,18 +172,17 @@ extern "C" fn on_fault(_signal: i32, _info: *mut libc::siginfo_t, context: *mut 
         return;
     }
     // SAFETY: the only thread that runs native code is the one in this handler.
-    unsafe {
-        (*(&raw mut NATIVE)).vector = registers[libc::REG_TRAPNO as usize].cast_unsigned();
-        (*(&raw mut NATIVE)).cpu.rip = rip;
-    }
+    let native = unsafe { &mut *NATIVE.0.get() };
+    native.vector = registers[libc::REG_TRAPNO as usize].cast_unsigned();
+    native.cpu.rip = rip;
     registers[libc::REG_RIP as usize] = native_exit as *const () as i64;
 }
 
 /// The machine: native mappings, and the guest over its own memory.
-pub struct Machine {
-    pub engine: Translator,
-    pub memory: Arc<Memory>,
-    pub mask: u64,
+pub(crate) struct Machine {
+    pub(crate) engine: Translator,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) mask: u64,
 }
 
 fn lock() -> &'static Mutex<Option<Machine>> {
@@ -177,7 +191,7 @@ fn lock() -> &'static Mutex<Option<Machine>> {
 }
 
 /// The one machine of a test program. Native runs use process-wide addresses, so tests take turns.
-pub fn machine() -> MutexGuard<'static, Option<Machine>> {
+pub(crate) fn machine() -> MutexGuard<'static, Option<Machine>> {
     let mut guard = lock().lock().unwrap_or_else(PoisonError::into_inner);
     if guard.is_none() {
         *guard = Some(Machine::new());
@@ -225,7 +239,7 @@ impl Machine {
     }
 
     /// Puts the engine's CPU into 64-bit user-like state with these registers.
-    pub fn load(&mut self, cpu: &Cpu) {
+    pub(crate) fn load(&mut self, cpu: &Cpu) {
         let xcr0 = self.mask;
         let context = self.engine.context_mut();
         context.gprs = cpu.gprs;
@@ -241,28 +255,28 @@ impl Machine {
     }
 
     /// Runs `code` on both and returns native, translated.
-    pub fn both(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> (After, After) {
+    pub(crate) fn both(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> (After, After) {
         (self.native(code, before, data, stack), self.translated(code, before, data, stack))
     }
 
-    pub fn native(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> After {
+    pub(crate) fn native(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> After {
         let mut bytes = code.to_vec();
         bytes.extend([0xff, 0x25, 0, 0, 0, 0]);
         bytes.extend((native_exit as *const () as u64).to_le_bytes());
         poke(before.rip, &bytes);
         poke(DATA, data);
         poke(STACK, stack);
-        // SAFETY: the caller holds the machine's lock, so nobody else uses the static; the code only touches the
-        // mappings made for it, or faults into the handler.
-        let (cpu, vector) = unsafe {
-            let native = &raw mut NATIVE;
-            (*native).cpu = before.clone();
-            (*native).cpu.flags |= 2;
-            (*native).mask = self.mask;
-            (*native).vector = u64::MAX;
-            native_enter();
-            ((*native).cpu.clone(), (*native).vector)
-        };
+        // SAFETY: the caller holds the machine's lock, so nobody else uses the static.
+        let native = unsafe { &mut *NATIVE.0.get() };
+        native.cpu = before.clone();
+        native.cpu.flags |= 2;
+        native.mask = self.mask;
+        native.vector = u64::MAX;
+        // SAFETY: the code only touches the mappings made for it, or faults into the handler.
+        unsafe { native_enter() };
+        // SAFETY: as above; taken anew, because the run wrote it.
+        let native = unsafe { &mut *NATIVE.0.get() };
+        let (cpu, vector) = (native.cpu.clone(), native.vector);
         let end = if vector == u64::MAX { End::Done } else { End::Fault(vector, cpu.rip) };
         After {
             cpu,
@@ -272,7 +286,7 @@ impl Machine {
         }
     }
 
-    pub fn translated(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> After {
+    pub(crate) fn translated(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> After {
         let mut bytes = code.to_vec();
         // HLT.
         bytes.push(0xf4);
@@ -287,7 +301,12 @@ impl Machine {
             Exit::Privileged(_) if context.rip == end_rip => End::Done,
             Exit::Exception(exception) => End::Fault(u64::from(exception.vector), context.rip),
             Exit::PageFault(_) => End::Fault(14, context.rip),
-            other => End::Other(other),
+            Exit::Hypercall
+            | Exit::GuestSyscall(_)
+            | Exit::SoftwareInterrupt(_)
+            | Exit::Privileged(_)
+            | Exit::LdtPage { .. }
+            | Exit::Interrupted => End::Other(exit),
         };
         let mut area = [0; AREA];
         area[..512].copy_from_slice(&context.fpu.legacy);
@@ -301,7 +320,7 @@ impl Machine {
     }
 
     /// Machine address of one of the mapped addresses.
-    pub fn machine_address(&self, address: u64) -> MachAddr {
+    pub(crate) fn machine_address(&self, address: u64) -> MachAddr {
         let (base, first) = match address {
             a if a >= STACK => (STACK, STACK_FRAME),
             a if a >= DATA => (DATA, DATA_FRAME),
@@ -312,7 +331,7 @@ impl Machine {
 }
 
 /// Maps one page in four-level tables, taking frames for tables from `next`.
-pub fn map_page(memory: &Memory, root: Mfn, address: u64, to: Mfn, flags: u64, next: &mut u64) {
+pub(crate) fn map_page(memory: &Memory, root: Mfn, address: u64, to: Mfn, flags: u64, next: &mut u64) {
     let mut table = root;
     for level in (1..4).rev() {
         let at = MachAddr(table.0 * PAGE_SIZE + (address >> (12 + 9 * level) & 511) * 8);
@@ -345,8 +364,6 @@ fn map_native(address: u64, pages: u64) {
 }
 
 fn install_fault_handler() {
-    let stack = Box::leak(vec![0_u8; 1 << 16].into_boxed_slice());
-    let _ = stack;
     for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP] {
         // SAFETY: zeroed is a valid sigaction.
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
@@ -371,35 +388,35 @@ fn peek(address: u64, len: usize) -> Vec<u8> {
 }
 
 /// The seed to use: from the environment, so that a failure can be repeated. Printed.
-pub fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let seed = std::env::var("PARAVANE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x9e37_79b9);
     println!("PARAVANE_SEED={seed}");
     seed
 }
 
 /// A small generator with a printed seed.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         (self.next() >> 11) % limit
     }
 
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| (self.next() >> 33) as u8).collect()
     }
 }
 
 impl Machine {
     /// Random vector state that XRSTOR accepts: x87 initial, everything else arbitrary.
-    pub fn random_area(&self, random: &mut Random) -> [u8; AREA] {
+    pub(crate) fn random_area(&self, random: &mut Random) -> [u8; AREA] {
         let mut area = [0; AREA];
         area.copy_from_slice(&random.bytes(AREA));
         area[..32].fill(0);
@@ -421,7 +438,7 @@ impl Machine {
 }
 
 /// Compares two outcomes; `Err` says what differs.
-pub fn compare(native: &After, translated: &After, ignored_flags: u64) -> Result<(), String> {
+pub(crate) fn compare(native: &After, translated: &After, ignored_flags: u64) -> Result<(), String> {
     if native.end != translated.end {
         return Err(format!("ends: native {:x?}, translated {:x?}", native.end, translated.end));
     }

@@ -1,12 +1,11 @@
 //! What the engine promises beside right results: precise faults, self-modifying code, kicks, steps, modes.
-
-mod native;
+#![expect(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
 use std::sync::Arc;
 
+use crate::native::{CODE, Cpu, DATA, Machine, STACK_TOP, machine, map_page};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use native::{CODE, DATA, Machine, STACK_TOP, machine, map_page};
 use paravane_abi::units::{GuestVirt, MachAddr, Mfn, PAGE_SIZE};
 use paravane_engine::{
     Engine as _, Exception, Exit, Gpr, GuestMode, Interrupt, PageFault, Privileged, PrivilegedOp, Segment,
@@ -26,7 +25,7 @@ fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
 /// Loads code and a plain state, ready to run.
 fn prepare(machine: &mut Machine, code: &[u8]) {
     machine.memory.write(machine.machine_address(CODE), code).unwrap();
-    let cpu = native::Cpu { area: fpu_reset(), gprs: [0; 16], flags: 0x202, rip: CODE };
+    let cpu = Cpu { area: fpu_reset(), gprs: [0; 16], flags: 0x202, rip: CODE };
     machine.load(&cpu);
     let context = machine.engine.context_mut();
     context.set_gpr(Gpr::Rsp, STACK_TOP);
@@ -57,6 +56,7 @@ fn page_fault(address: u64, code: u32) -> Exit {
 
 const HLT: Exit = Exit::Privileged(Privileged { length: 1, op: PrivilegedOp::Hlt });
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 #[test]
 fn faults_name_the_instruction_the_address_and_the_access() {
     let protection = Exit::Exception(Exception { vector: 13, error_code: Some(0) });
