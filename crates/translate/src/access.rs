@@ -16,7 +16,7 @@ use crate::tlb::Page;
 pub(crate) struct Bounced {
     linear: u64,
     len: usize,
-    pages: [Page; 2],
+    pages: [Option<Page>; 2],
 }
 
 impl Translator {
@@ -33,11 +33,19 @@ impl Translator {
         }
         let size = access.size as usize;
         let offset = (linear & (PAGE_SIZE - 1)) as usize;
-        let first = self.page(linear, access.path).map_err(|exit| blame_stack(exit, access.stack))?;
-        if offset + size > PAGE_BYTES {
-            let next = self.next_page(linear);
-            let second = self.page(next, access.path).map_err(|exit| blame_stack(exit, access.stack))?;
-            return Ok(self.bounce(access, linear, [first, second]));
+        let crosses = offset + size > PAGE_BYTES;
+        let next = self.next_page(linear);
+        let found = self.page(linear, access.path).and_then(|first| {
+            let second = if crosses { self.page(next, access.path)? } else { first };
+            Ok([first, second])
+        });
+        let [first, second] = match (found, access.masked) {
+            (Ok(pages), _) => pages,
+            (Err(_), Some(instruction)) => return self.masked_access(access, linear, instruction),
+            (Err(exit), None) => return Err(blame_stack(exit, access.stack)),
+        };
+        if crosses {
+            return Ok(self.bounce(access, linear, [Some(first), Some(second)]));
         }
         if access.path == Path::Write
             && let Page::Frame(frame) = first
@@ -48,7 +56,7 @@ impl Translator {
                 self.catch_up();
                 // If the code that is running is what changes, it must not run on behind this instruction.
                 if !self.pages.is_alive(access.page) {
-                    return Ok(self.bounce(access, linear, [first, first]));
+                    return Ok(self.bounce(access, linear, [Some(first); 2]));
                 }
             }
             // No entry in the TLB: the next write must come here too.
@@ -65,8 +73,25 @@ impl Translator {
         Go::Resume
     }
 
-    /// Lets the instruction run on a copy of its operand.
-    fn bounce(&mut self, access: Access, linear: u64, pages: [Page; 2]) -> Go {
+    /// An access of which some bytes cannot be reached: allowed if those are masked out.
+    fn masked_access(&mut self, access: Access, linear: u64, instruction: u32) -> Result<Go, Exit> {
+        let size = access.size as usize;
+        let active = match self.emitter.instructions.get(instruction as usize).copied() {
+            Some(instruction) => self.active_bytes(&instruction, size),
+            None => !0,
+        };
+        let first_part = size.min(PAGE_BYTES - (linear & (PAGE_SIZE - 1)) as usize);
+        let mut pages = [None; 2];
+        for (page, range) in pages.iter_mut().zip([0..first_part, first_part..size]) {
+            if let Some(byte) = range.clone().find(|byte| active >> byte & 1 != 0) {
+                *page = Some(self.page(linear.wrapping_add(byte as u64), access.path)?);
+            }
+        }
+        Ok(self.bounce(access, linear, pages))
+    }
+
+    /// Lets the instruction run on a copy of its operand. Pages that are not there read as zero and are not written.
+    fn bounce(&mut self, access: Access, linear: u64, pages: [Option<Page>; 2]) -> Go {
         let offset = (linear & (PAGE_SIZE - 1)) as usize;
         let size = access.size as usize;
         let mut bytes = [0; 512];
@@ -186,21 +211,31 @@ impl Translator {
         }
     }
 
-    pub(crate) fn read_pages(&self, linear: u64, pages: [Page; 2], into: &mut [u8]) {
+    pub(crate) fn read_pages<P: Into<Option<Page>>>(&self, linear: u64, pages: [P; 2], into: &mut [u8]) {
+        let [first, second] = pages.map(Into::into);
         let offset = (linear & (PAGE_SIZE - 1)) as usize;
         let (head, tail) = into.split_at_mut(into.len().min(PAGE_BYTES - offset));
-        self.read_page(pages[0], offset, head);
-        if !tail.is_empty() {
-            self.read_page(pages[1], 0, tail);
+        if let Some(page) = first {
+            self.read_page(page, offset, head);
+        }
+        if let Some(page) = second
+            && !tail.is_empty()
+        {
+            self.read_page(page, 0, tail);
         }
     }
 
-    pub(crate) fn write_pages(&mut self, linear: u64, pages: [Page; 2], from: &[u8]) {
+    pub(crate) fn write_pages<P: Into<Option<Page>>>(&mut self, linear: u64, pages: [P; 2], from: &[u8]) {
+        let [first, second] = pages.map(Into::into);
         let offset = (linear & (PAGE_SIZE - 1)) as usize;
         let (head, tail) = from.split_at(from.len().min(PAGE_BYTES - offset));
-        self.write_page(pages[0], offset, head);
-        if !tail.is_empty() {
-            self.write_page(pages[1], 0, tail);
+        if let Some(page) = first {
+            self.write_page(page, offset, head);
+        }
+        if let Some(page) = second
+            && !tail.is_empty()
+        {
+            self.write_page(page, 0, tail);
         }
     }
 

@@ -166,6 +166,12 @@ impl Emitter {
         u32::try_from(self.sites.len() - 1).expect("the cache is flushed long before 4 G sites")
     }
 
+    /// Remembers an instruction for Rust.
+    pub(crate) fn remember(&mut self, instruction: Instruction) -> u32 {
+        self.instructions.push(instruction);
+        u32::try_from(self.instructions.len() - 1).expect("the cache is flushed long before 4 G instructions")
+    }
+
     // Flags.
 
     pub(crate) fn flags_in_memory(&self) -> bool {
@@ -309,6 +315,7 @@ impl Emitter {
             resume: self.hot.here(),
             aside: 0,
             bias,
+            masked: check.masked,
             stack: check.stack,
             page: self.page,
         };
@@ -389,8 +396,7 @@ impl Emitter {
         self.put_flags_away();
         let rip = decoded.instruction.ip();
         self.mark(rip);
-        self.instructions.push(decoded.instruction);
-        let instruction = u32::try_from(self.instructions.len() - 1).expect("far fewer than 4 G");
+        let instruction = self.remember(decoded.instruction);
         let jump = self.hot.jmp_later();
         let target = self.cold.here();
         self.hot.patch(jump, target);
@@ -441,6 +447,7 @@ pub(crate) struct Check {
     pub(crate) rip: u64,
     pub(crate) size: u32,
     pub(crate) path: Path,
+    pub(crate) masked: Option<u32>,
     pub(crate) stack: bool,
 }
 

@@ -191,7 +191,13 @@ impl Emitter {
     fn target(&mut self, instruction: &Instruction, to: u8) {
         let size = self.pointer_size();
         if instruction.op0_kind() == OpKind::Memory {
-            let check = Check { rip: instruction.ip(), size: size.bytes(), path: Path::Read, stack: false };
+            let check = Check {
+                rip: instruction.ip(),
+                size: size.bytes(),
+                path: Path::Read,
+                masked: None,
+                stack: false,
+            };
             let offset = self.operand_check(instruction, check);
             self.mark(instruction.ip());
             self.hot.load_sized(size, to, Mem::off(reg::R14, offset));

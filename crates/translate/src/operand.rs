@@ -78,10 +78,12 @@ impl Emitter {
     pub(crate) fn memory(&mut self, decoded: &Decoded, operand: Operand) {
         let instruction = decoded.instruction;
         self.before_check(decoded.live_before());
+        let masked = is_masked(&instruction).then(|| self.remember(instruction));
         let check = Check {
             rip: instruction.ip(),
             size: operand.size,
             path: operand.path,
+            masked,
             stack: uses_stack_segment(&instruction),
         };
         let displacement = match operand.address {
@@ -477,6 +479,16 @@ pub(crate) fn address_width(instruction: &Instruction, bits: Bits) -> u32 {
         (0, Bits::B32) => 4,
         (size, _) => size,
     }
+}
+
+/// Whether the operand's elements can be masked out.
+fn is_masked(instruction: &Instruction) -> bool {
+    use iced_x86::Mnemonic;
+    instruction.has_op_mask()
+        || matches!(
+            instruction.mnemonic(),
+            Mnemonic::Vmaskmovps | Mnemonic::Vmaskmovpd | Mnemonic::Vpmaskmovd | Mnemonic::Vpmaskmovq
+        )
 }
 
 /// Whether the operand's segment is SS, so that a bad address is #SS.

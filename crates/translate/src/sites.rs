@@ -77,6 +77,8 @@ pub(crate) struct Access {
     pub(crate) aside: u32,
     /// What to subtract from the host address (the offset in the page, when the code adds it itself).
     pub(crate) bias: u16,
+    /// For masked vector operands, the index of the instruction: elements that are masked out must not fault.
+    pub(crate) masked: Option<u32>,
     /// Whether a non-canonical address is #SS rather than #GP.
     pub(crate) stack: bool,
     /// The page the code is in.

@@ -27,7 +27,13 @@ impl Emitter {
         let size = slot(instruction.stack_pointer_increment());
         let kind = instruction.op0_kind();
         if kind == OpKind::Memory {
-            let check = Check { rip: instruction.ip(), size: size.bytes(), path: Path::Read, stack: false };
+            let check = Check {
+                rip: instruction.ip(),
+                size: size.bytes(),
+                path: Path::Read,
+                masked: None,
+                stack: false,
+            };
             let offset = self.operand_check(instruction, check);
             self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, offset));
             self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
@@ -62,7 +68,13 @@ impl Emitter {
         if instruction.op0_kind() == OpKind::Memory {
             self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, 0));
             self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
-            let check = Check { rip: instruction.ip(), size: size.bytes(), path: Path::Write, stack: false };
+            let check = Check {
+                rip: instruction.ip(),
+                size: size.bytes(),
+                path: Path::Write,
+                masked: None,
+                stack: false,
+            };
             let offset = match self.address(instruction, bytes) {
                 Offset::Constant(address) => self.check_constant(address, check),
                 Offset::InScratch => {
@@ -118,14 +130,26 @@ impl Emitter {
     /// The slot that a push writes: its host address to R14.
     pub(crate) fn stack_write_check(&mut self, instruction: &Instruction, size: Size) {
         self.stack_address(reg::RSP, -size.bytes().cast_signed());
-        self.check(Check { rip: instruction.ip(), size: size.bytes(), path: Path::Write, stack: true });
+        self.check(Check {
+            rip: instruction.ip(),
+            size: size.bytes(),
+            path: Path::Write,
+            masked: None,
+            stack: true,
+        });
         self.mark(instruction.ip());
     }
 
     /// The slot that a pop through `pointer` reads: its host address to R14.
     pub(crate) fn stack_read_check(&mut self, instruction: &Instruction, pointer: u8, size: Size) {
         self.stack_address(pointer, 0);
-        self.check(Check { rip: instruction.ip(), size: size.bytes(), path: Path::Read, stack: true });
+        self.check(Check {
+            rip: instruction.ip(),
+            size: size.bytes(),
+            path: Path::Read,
+            masked: None,
+            stack: true,
+        });
         self.mark(instruction.ip());
     }
 

@@ -410,6 +410,35 @@ fn the_same_address_in_another_address_space_is_other_code() {
 }
 
 #[test]
+fn elements_that_are_masked_out_do_not_fault() {
+    if !std::arch::is_x86_feature_detected!("avx512bw") {
+        println!("no AVX-512 on this host: masked accesses are not tested");
+        return;
+    }
+    let store = |address: u64, mask: u64| {
+        assemble(move |a| {
+            a.mov(rax, address)?;
+            a.mov(rcx, mask)?;
+            a.kmovq(k1, rcx)?;
+            a.vmovdqu8(zmmword_ptr(rax).k1(), zmm0)?;
+            a.vmovdqu8(zmm2.k1().z(), zmmword_ptr(rax))?;
+            a.hlt()
+        })
+    };
+    assert_eq!(run(store(0, 0)).0, HLT);
+    assert_eq!(run(store(UNMAPPED - 16, 0xffff)).0, HLT);
+    assert_eq!(run(store(UNMAPPED - 16, 0x6_0003)).0, page_fault(UNMAPPED + 1, 6));
+    let load = assemble(|a| {
+        a.mov(rax, UNMAPPED - 8)?;
+        a.vpcmpeqd(xmm1, xmm1, xmm1)?;
+        a.vpsrldq(xmm1, xmm1, 8)?;
+        a.vpmaskmovd(xmm2, xmm1, xmmword_ptr(rax))?;
+        a.hlt()
+    });
+    assert_eq!(run(load).0, HLT);
+}
+
+#[test]
 fn recursion_and_computed_jumps_work() {
     let code = assemble(|a| {
         let mut fib = a.create_label();
