@@ -5,7 +5,7 @@
 //! the CPU.
 
 use iced_x86::{Instruction, Mnemonic, Register};
-use paravane_abi::units::{PAGE_BYTES, PAGE_SIZE};
+use paravane_abi::units::{MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exit, SegmentRegister, rflags};
 
 use crate::bits::{index as index_of, low8};
@@ -13,6 +13,7 @@ use crate::engine::Translator;
 use crate::help::{Done, cut, merged};
 use crate::operand::number;
 use crate::state::Path;
+use crate::tlb::Page;
 
 /// What kind of string instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,8 +122,16 @@ impl Translator {
         let (low_from, low_to) = (lowest(from, size, count, down), lowest(to, size, count, down));
         let sources = self.pages_for(low_from, len, Path::Read)?;
         let targets = self.pages_for(low_to, len, Path::Write)?;
-        let mut bytes = [0; PAGE_BYTES + 8];
         let overlap = pages_overlap(sources, targets) && count > 1;
+        if let (false, Some(from), Some(to)) =
+            (overlap, in_one_frame(low_from, len, sources), in_one_frame(low_to, len, targets))
+        {
+            // The walk only names guest memory, so this cannot be out of range.
+            if self.memory.copy(from, to, len).is_ok() {
+                return Ok(count);
+            }
+        }
+        let mut bytes = [0; PAGE_BYTES + 8];
         if !overlap {
             self.read_pages(low_from, sources, &mut bytes[..len]);
             self.write_pages(low_to, targets, &bytes[..len]);
@@ -142,13 +151,15 @@ impl Translator {
         let low = lowest(to, size, count, down);
         let pages = self.pages_for(low, len, Path::Write)?;
         let element = self.get(Register::RAX).to_le_bytes();
+        let uniform = element[..size].iter().all(|byte| *byte == element[0]);
+        if let (true, Some(to)) = (uniform, in_one_frame(low, len, pages))
+            && self.memory.fill(to, len, element[0]).is_ok()
+        {
+            return Ok(count);
+        }
         let mut bytes = [0; PAGE_BYTES + 8];
-        if element[..size].iter().all(|byte| *byte == element[0]) {
-            bytes[..len].fill(element[0]);
-        } else {
-            for chunk in bytes[..len].chunks_exact_mut(size) {
-                chunk.copy_from_slice(&element[..size]);
-            }
+        for chunk in bytes[..len].chunks_exact_mut(size) {
+            chunk.copy_from_slice(&element[..size]);
         }
         self.write_pages(low, pages, &bytes[..len]);
         Ok(count)
@@ -238,7 +249,18 @@ fn lowest(address: u64, size: usize, count: u64, down: bool) -> u64 {
     if down { offset_by(address, size, count - 1, true) } else { address }
 }
 
-fn pages_overlap(left: [crate::tlb::Page; 2], right: [crate::tlb::Page; 2]) -> bool {
+/// The machine address of a range that lies in one frame.
+fn in_one_frame(linear: u64, len: usize, pages: [Page; 2]) -> Option<MachAddr> {
+    let offset = linear & (PAGE_SIZE - 1);
+    match pages[0] {
+        Page::Frame(frame) if index_of(offset) + len <= PAGE_BYTES => {
+            Some(MachAddr(frame.0 * PAGE_SIZE + offset))
+        }
+        Page::Frame(_) | Page::Shadow => None,
+    }
+}
+
+fn pages_overlap(left: [Page; 2], right: [Page; 2]) -> bool {
     left.iter().any(|page| right.contains(page))
 }
 
