@@ -123,3 +123,40 @@ fn random_programs_do_what_the_cpu_does() {
     assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures[..failures.len().min(8)].join("\n"));
     assert!(finished > PROGRAMS / 2);
 }
+
+#[test]
+fn saved_and_restored_state_is_what_the_cpu_saves_and_restores() {
+    // xsave, xsave64, xsaveopt, xsavec, fxsave, fxsave64 to [rbx], each with what restores it.
+    const SAVES: [(&[u8], &[u8]); 6] = [
+        (&[0x0f, 0xae, 0x23], &[0x0f, 0xae, 0x2b]),
+        (&[0x48, 0x0f, 0xae, 0x23], &[0x48, 0x0f, 0xae, 0x2b]),
+        (&[0x0f, 0xae, 0x33], &[0x0f, 0xae, 0x2b]),
+        (&[0x0f, 0xc7, 0x23], &[0x0f, 0xae, 0x2b]),
+        (&[0x0f, 0xae, 0x03], &[0x0f, 0xae, 0x0b]),
+        (&[0x48, 0x0f, 0xae, 0x03], &[0x48, 0x0f, 0xae, 0x0b]),
+    ];
+    let mut guard = machine();
+    let machine = guard.as_mut().unwrap();
+    let mut random = Random(seed());
+    let data = vec![0; (DATA_PAGES * PAGE_SIZE) as usize];
+    let stack = vec![0; 2 * PAGE_SIZE as usize];
+    for (save, restore) in SAVES {
+        for (kept, asked) in
+            [(0xe7, 0xe7), (0xe7, 2), (7, 0xe7), (3, 7), (1, 6), (0xe7, 0x60), (0, 0xe7), (6, 0x86)]
+        {
+            // Nothing, VZEROALL, FNINIT: no x87 instruction that would leave its own address behind.
+            for between in [&[0xc5, 0xfc, 0x77][..], &[0xdb, 0xe3], &[]] {
+                let mut before = state(machine, &mut random);
+                before.area[512..520].copy_from_slice(&(kept & machine.mask).to_le_bytes());
+                before.gprs[3] = DATA + 64;
+                before.gprs[0] = asked & machine.mask;
+                before.gprs[2] = 0;
+                let code = [save, between, restore].concat();
+                let (native, translated) = machine.both(&code, &before, &data, &stack);
+                assert_eq!(native.end, End::Done);
+                let same = compare(&native, &translated, 0);
+                assert!(same.is_ok(), "{code:02x?} kept {kept:#x} asked {asked:#x}: {same:?}");
+            }
+        }
+    }
+}
