@@ -309,6 +309,8 @@ pub struct VcpuContext {
     pub kernel_root: Mfn,
     /// The page-table root of user mode, if there is one. Running user mode without is a page fault at once.
     pub user_root: Option<Mfn>,
+    /// TSC_AUX: what RDTSCP and RDPID return.
+    pub tsc_aux: u32,
     /// DR0 to DR7, by number; 4 and 5 unused.
     pub debug: [u64; 8],
     /// Descriptor tables.
@@ -332,6 +334,7 @@ impl VcpuContext {
             xcr0: 1,
             kernel_root: Mfn(0),
             user_root: None,
+            tsc_aux: 0,
             debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             descriptors: DescriptorTables::default(),
             fpu: FpuArea::reset(),

@@ -32,6 +32,8 @@ pub mod vector {
     pub const X87: u8 = 16;
     /// #AC: alignment.
     pub const ALIGNMENT: u8 = 17;
+    /// #MC: the host could not provide memory that the guest's tables name.
+    pub const MACHINE_CHECK: u8 = 18;
     /// #XM: SIMD floating point.
     pub const SIMD: u8 = 19;
 }

@@ -79,6 +79,15 @@ impl Mapping {
         Some(())
     }
 
+    /// Copies `len` bytes inside the mapping, lowest first.
+    pub(crate) fn copy(&self, from: usize, to: usize, len: usize) -> Option<()> {
+        let (from, to) = (self.pointer(from, len)?, self.pointer(to, len)?);
+        // SAFETY: both ranges were checked; the string move copies bytes one after the other, so an overlap only
+        // decides which bytes result.
+        unsafe { move_bytes(from.as_ptr(), to.as_ptr(), len) };
+        Some(())
+    }
+
     /// Fills `len` bytes from `offset` with `byte`.
     pub(crate) fn fill(&self, offset: usize, len: usize, byte: u8) -> Option<()> {
         let to = self.pointer(offset, len)?;

@@ -122,6 +122,24 @@ impl Memory {
         Ok(())
     }
 
+    /// Copies bytes from one place to another, lowest first: where the ranges overlap, a byte that was written is
+    /// read again.
+    pub fn copy(&self, from: MachAddr, to: MachAddr, len: usize) -> Result<(), OutOfRange> {
+        let source = self.offset(from).ok_or(out_of_range(from, len))?;
+        let target = self.offset(to).ok_or(out_of_range(to, len))?;
+        self.mapping.copy(source, target, len).ok_or(out_of_range(to, len))?;
+        self.note_write(to, len);
+        Ok(())
+    }
+
+    /// Fills bytes.
+    pub fn fill(&self, to: MachAddr, len: usize, byte: u8) -> Result<(), OutOfRange> {
+        let done = self.offset(to).and_then(|offset| self.mapping.fill(offset, len, byte));
+        done.ok_or(out_of_range(to, len))?;
+        self.note_write(to, len);
+        Ok(())
+    }
+
     /// Reads a plain value.
     pub fn read_value<T: FromBytes + IntoBytes>(&self, from: MachAddr) -> Result<T, OutOfRange> {
         let mut value = T::new_zeroed();
@@ -137,10 +155,7 @@ impl Memory {
     /// Fills a frame with zeros.
     pub fn zero_frame(&self, frame: Mfn) -> Result<(), OutOfRange> {
         let base = frame.base().unwrap_or(MachAddr(u64::MAX));
-        let done = self.offset(base).and_then(|offset| self.mapping.fill(offset, PAGE_BYTES, 0));
-        done.ok_or(out_of_range(base, PAGE_BYTES))?;
-        self.note_write(base, PAGE_BYTES);
-        Ok(())
+        self.fill(base, PAGE_BYTES, 0)
     }
 
     /// Gives a frame's page back to the host. The frame stays usable and reads as zeros.
@@ -280,6 +295,18 @@ mod tests {
         memory.read(at(4090), &mut back).unwrap();
         assert_eq!(&back, b"hello, frames");
         assert_eq!(memory.read_value::<u32>(at(4090)).unwrap(), u32::from_le_bytes(*b"hell"));
+    }
+
+    #[test]
+    fn copies_go_upward_and_fills_stay_inside() {
+        let memory = memory();
+        memory.write(at(0), b"abcdef").unwrap();
+        memory.copy(at(0), at(1), 5).unwrap();
+        assert_eq!(memory.read_value::<[u8; 6]>(at(0)).unwrap(), *b"aaaaaa");
+        memory.fill(at(4095), 2, 9).unwrap();
+        assert_eq!(memory.read_value::<[u8; 4]>(at(4094)).unwrap(), [0, 9, 9, 0]);
+        assert!(memory.fill(at(4 * PAGE_SIZE - 1), 2, 9).is_err());
+        assert!(memory.copy(at(0), at(4 * PAGE_SIZE - 1), 2).is_err());
     }
 
     #[test]

@@ -1,1 +1,55 @@
-//! x
+//! The default engine: same-ISA binary translation.
+//!
+//! Guest and host are both x86-64, and a PV guest never needs ring 0. So most instructions run as they are; the
+//! translator rewrites memory operands (through a software TLB), control flow (through its own jumps), and what
+//! touches segments or system state. The pieces:
+//!
+//! * `block` decodes and drives; `classify` decides the treatment; `emit`, `operand`, `stack`, `flow` and
+//!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter.
+//! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
+//! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
+//!   `fpu` and
+//!   `elements` perform what is not worth emitting.
+//! * `arena`, `state`, `trampoline` and `signal` hold the unsafe ground: shared memory, entry, host faults.
+//!
+//! # Registers
+//!
+//! Guest registers are the host's, except R14 and R15, which the translation uses and the guest keeps in memory.
+//! RSP too is the guest's: translated code has no host stack. Vector and x87 registers are the guest's; they are
+//! saved (XSAVEOPT) whenever Rust runs. The direction flag and flags above bit 11 live in memory.
+//!
+//! # What is not exact
+//!
+//! Status flags that the guest is about to overwrite before anything can read them may hold other values when an
+//! exception or a kick lets the hypervisor look. x87 instruction pointers (FIP) are the host's.
+
+mod access;
+mod arena;
+mod asm;
+mod bits;
+mod block;
+mod classify;
+mod elements;
+mod emit;
+mod engine;
+mod features;
+mod flags;
+mod flow;
+mod fpu;
+mod help;
+mod liveness;
+mod operand;
+mod pages;
+mod registers;
+mod segments;
+mod signal;
+mod sites;
+mod stack;
+mod state;
+mod strings;
+mod system;
+mod tlb;
+mod trampoline;
+
+pub use engine::{Options, Stats, Translator, TranslatorError};
+pub use features::{Host, Leaf};

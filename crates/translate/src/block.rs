@@ -1,0 +1,458 @@
+//! Finding and making blocks.
+//!
+//! A block is a straight run of instructions from one page, up to an unconditional transfer, an instruction after which
+//! the CPU's mode may differ, the page's end, or [`MAX_INSTRUCTIONS`]. Conditional jumps leave it on the side.
+//! An instruction that crosses into the next page is a block of its own, which checks the second page when it
+//! runs.
+
+use iced_x86::{Decoder, DecoderOptions};
+use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
+use paravane_engine::{Control4, Exit};
+use paravane_memory::paging::Access;
+
+use crate::asm::{Buffer, Rel32, displacement};
+use crate::bits::index as index_of;
+use crate::classify::{Class, Flow, Rules, classify};
+use crate::emit::{Bits, Conditions, Decoded};
+use crate::engine::Translator;
+use crate::flow::Pad;
+use crate::liveness::{ALL, Effect};
+use crate::pages::{Block, Env};
+use crate::sites::{Chain, ChainKind, PageId};
+use crate::state::{COLD_BYTES, HOT_BYTES, code_page_index};
+
+/// Instructions in a block at most.
+const MAX_INSTRUCTIONS: usize = 48;
+/// Instructions looked at behind a jump to find out which flags matter there.
+const LOOK_AHEAD: usize = 6;
+/// Bytes that a block surely needs less of, in either part of the cache.
+const BLOCK_ROOM: u32 = 64 << 10;
+/// The longest instruction.
+const MAX_LENGTH: usize = 15;
+
+/// What a visitor needs of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Its body.
+    Body,
+    /// A body that polls for kicks.
+    Poll,
+    /// A pad.
+    Pad,
+}
+
+/// The bytes of a page's rest, and of the next page as far as an instruction can reach.
+struct Source {
+    bytes: [u8; PAGE_BYTES + MAX_LENGTH],
+    /// Bytes of the first page.
+    first: usize,
+    /// Bytes in all.
+    len: usize,
+    second: Option<PageId>,
+}
+
+impl Translator {
+    /// The block at a guest address, made if needed.
+    pub(crate) fn block_at(&mut self, rip: u64, need: Need) -> Result<Block, Exit> {
+        if self.cache_is_full() {
+            self.empty_cache();
+        }
+        let env = self.env;
+        let page = self.code_page(rip, env)?;
+        // Fits: an offset in a page.
+        let offset = (rip & (PAGE_SIZE - 1)) as u16;
+        let found = self.pages.get(page).and_then(|page| page.blocks.get(&offset)).copied();
+        let mut usable = found.filter(|block| need != Need::Poll || block.polls);
+        if let Some(second) = usable.and_then(|block| block.second)
+            && self.code_page(next_page(rip), env)? != second
+        {
+            usable = None;
+        }
+        let block = match usable {
+            Some(block) if need == Need::Pad && block.pad.is_none() => self.add_pad(rip, page, block),
+            Some(block) => return Ok(block),
+            None => self.translate(rip, page, need)?,
+        };
+        if let Some(page) = self.pages.get_mut(page) {
+            page.blocks.insert(offset, block);
+        }
+        Ok(block)
+    }
+
+    /// Links a direct jump to its block, and returns where to go on.
+    pub(crate) fn link(&mut self, chain: Chain) -> Result<Block, Exit> {
+        let need = match chain.kind {
+            ChainKind::Near => Need::Body,
+            ChainKind::Loop => Need::Poll,
+            ChainKind::Far => Need::Pad,
+        };
+        let generation = self.generation;
+        let block = self.block_at(chain.target, need)?;
+        // The cache may have been emptied, or the jumping page dropped, while its target was translated.
+        if generation == self.generation && self.pages.is_alive(chain.page) {
+            let target = match (chain.kind, block.pad) {
+                (ChainKind::Far, Some(pad)) => pad.far,
+                (ChainKind::Near | ChainKind::Loop | ChainKind::Far, _) => block.body,
+            };
+            self.cpu.write_code(chain.at, &displacement(Rel32(chain.at), target));
+        }
+        Ok(block)
+    }
+
+    /// A pad's page is not what is mapped: finds the block that is, for whoever comes this way again.
+    pub(crate) fn moved(&mut self, rip: u64, old_far: u32, old_page: PageId) -> Result<Block, Exit> {
+        let generation = self.generation;
+        let block = self.block_at(rip, Need::Pad)?;
+        let Some(pad) = block.pad else { return Ok(block) };
+        self.remember_jump(rip, pad);
+        if generation == self.generation && !self.pages.is_alive(old_page) {
+            // Its number never comes back: direct jumps to the old pad may go on to the new one.
+            let mut jump = Buffer::default();
+            jump.restart(old_far);
+            jump.jmp(pad.far);
+            self.cpu.write_code(old_far, &jump.bytes);
+        }
+        Ok(block)
+    }
+
+    /// Puts a pad into the jump cache.
+    pub(crate) fn remember_jump(&mut self, rip: u64, pad: Pad) {
+        let mode = self.env.mode;
+        self.cpu.jumps(mode)[(rip & 0xffff) as usize] = pad.indirect;
+    }
+
+    /// The number of the code page at a linear address, made current.
+    fn code_page(&mut self, rip: u64, env: Env) -> Result<PageId, Exit> {
+        let linear = rip & !(PAGE_SIZE - 1);
+        if env.single {
+            // Steps are looked up each time, and leave the table to code that runs freely.
+            let found = self.walk(GuestVirt(rip), Access::Execute)?;
+            return Ok(self.pages.number(linear, found.frame, env));
+        }
+        let index = code_page_index(linear);
+        let id = PageId(self.cpu.code_pages(env.mode)[index]);
+        if let Some(page) = self.pages.get(id)
+            && page.alive
+            && page.linear == linear
+            && page.env == env
+        {
+            return Ok(id);
+        }
+        let found = self.walk(GuestVirt(rip), Access::Execute)?;
+        let id = self.pages.number(linear, found.frame, env);
+        self.cpu.code_pages(env.mode)[index] = id.0;
+        Ok(id)
+    }
+
+    fn translate(&mut self, rip: u64, page: PageId, need: Need) -> Result<Block, Exit> {
+        let (decoded, source) = self.decode(rip, page)?;
+        let env = self.env;
+        let live = decoded.first().map_or(ALL, Decoded::live_before);
+        let conditions = Conditions {
+            mode: env.mode,
+            bits: env.bits,
+            flat: env.flat,
+            aligned: env.aligned,
+            single: env.single,
+            rorx: self.rorx,
+        };
+        self.emitter.start(self.hot_next, self.cold_next, page, conditions);
+        let pad = match need {
+            Need::Pad => Some(self.emitter.pad(rip, page, live, self.indirect_miss)),
+            Need::Body | Need::Poll => None,
+        };
+        self.emitter.body_starts();
+        let body = self.emitter.hot.here();
+        if need == Need::Poll {
+            self.emitter.poll(rip, live);
+        }
+        if let Some(second) = source.second.filter(|_| !env.single) {
+            self.emitter.second_page(rip, next_page(rip), second, live);
+        }
+        let mut open = true;
+        for (index, item) in decoded.iter().enumerate() {
+            let start = index_of(item.instruction.ip().wrapping_sub(rip));
+            let bytes = &source.bytes[start..start + item.instruction.len()];
+            open = self.emit_instruction(item, bytes, index + 1 == decoded.len());
+        }
+        if let (true, Some(last)) = (open, decoded.last()) {
+            let next = last.instruction.next_ip();
+            self.emitter.jump_to(last.instruction.ip(), self.wrap_rip(next), last.live_after);
+        }
+        self.place();
+        self.stats.blocks += 1;
+        self.stats.instructions += decoded.len() as u64;
+        Ok(Block { body, pad, polls: need == Need::Poll, live, second: source.second })
+    }
+
+    /// Emits one instruction; says whether control can fall out of it to the next.
+    fn emit_instruction(&mut self, item: &Decoded, bytes: &[u8], last: bool) -> bool {
+        let tsd = self.cpu.state().context.cr4.has(Control4::TSD);
+        let emitter = &mut self.emitter;
+        match item.class {
+            Class::Nothing => emitter.finish(None),
+            Class::Plain => emitter.plain(item, bytes),
+            Class::Lea => emitter.lea(item, bytes),
+            Class::Memory(operand) => emitter.memory(item, operand),
+            Class::Stack(operation) => emitter.stack(item, operation),
+            Class::Flow(flow) => {
+                // On the side way of a conditional jump the same flags count as live as on the straight one.
+                return emitter.flow(item, flow, item.live_after);
+            }
+            Class::Register(operation) => emitter.state(item, operation, bytes, tsd),
+            Class::Helper(helper) => {
+                let resume = !helper.ends_block() && !last && !emitter.conditions.single;
+                emitter.helper(item, helper, resume);
+                return resume;
+            }
+        }
+        true
+    }
+
+    /// Copies the emitted block into the cache.
+    fn place(&mut self) {
+        let emitter = &self.emitter;
+        self.cpu.write_code(emitter.hot.base, &emitter.hot.bytes);
+        self.cpu.write_code(emitter.cold.base, &emitter.cold.bytes);
+        self.hot_next = emitter.hot.here();
+        self.cold_next = emitter.cold.here();
+        self.stats.code_bytes += (emitter.hot.bytes.len() + emitter.cold.bytes.len()) as u64;
+    }
+
+    /// Gives an existing block a pad.
+    fn add_pad(&mut self, rip: u64, page: PageId, mut block: Block) -> Block {
+        let conditions = self.emitter.conditions;
+        let env = self.env;
+        let conditions = Conditions { mode: env.mode, bits: env.bits, ..conditions };
+        self.emitter.start(self.hot_next, self.cold_next, page, conditions);
+        block.pad = Some(self.emitter.pad(rip, page, block.live, self.indirect_miss));
+        self.emitter.hot.jmp(block.body);
+        self.place();
+        block
+    }
+
+    /// Decodes a block's instructions and finds their live flags.
+    fn decode(&mut self, rip: u64, page: PageId) -> Result<(Vec<Decoded>, Source), Exit> {
+        let mut source = self.source(rip, page)?;
+        let env = self.env;
+        let rules = self.rules();
+        let limit = if env.single || self.options.one_instruction_blocks { 1 } else { MAX_INSTRUCTIONS };
+        let mut decoded: Vec<Decoded> = Vec::with_capacity(16);
+        let mut decoder = decoder(env, &source.bytes[..source.len], rip);
+        while decoded.len() < limit && decoder.can_decode() {
+            let start = decoder.position();
+            let instruction = decoder.decode();
+            let end = decoder.position();
+            let crosses = end > source.first;
+            if crosses && !decoded.is_empty() {
+                break;
+            }
+            if instruction.is_invalid()
+                && end >= source.len
+                && source.second.is_none()
+                && source.len < MAX_LENGTH
+            {
+                // Cut short by the page's end: the rest must be fetched, or is what faults.
+                self.fetch_second(rip, &mut source)?;
+                return self.decode_crossing(rip, source, rules);
+            }
+            if start > 0 && instruction.is_invalid() && end >= source.len {
+                break;
+            }
+            let item = self.decoded(instruction, rules);
+            decoded.push(item);
+            if ends_block(item.class) || crosses {
+                break;
+            }
+        }
+        let seen = liveness(&mut decoded, &source, env, rip);
+        self.mark_code(page, rip, decoded.iter().map(|item| item.instruction.len()).sum());
+        for (address, len) in seen {
+            self.mark_code(page, address, len);
+        }
+        Ok((decoded, source))
+    }
+
+    fn decoded(&mut self, instruction: iced_x86::Instruction, rules: Rules) -> Decoded {
+        let class = classify(&instruction, &mut self.emitter.factory, rules);
+        let effect = match class {
+            Class::Helper(_) => Effect::EVERYTHING,
+            Class::Nothing => Effect { reads: 0, changes: 0, kills: 0 },
+            Class::Plain
+            | Class::Lea
+            | Class::Memory(_)
+            | Class::Stack(_)
+            | Class::Flow(_)
+            | Class::Register(_) => Effect::of(&instruction),
+        };
+        Decoded { instruction, class, effect, live_after: ALL }
+    }
+
+    /// The one instruction of a block that runs into the next page.
+    fn decode_crossing(
+        &mut self,
+        rip: u64,
+        source: Source,
+        rules: Rules,
+    ) -> Result<(Vec<Decoded>, Source), Exit> {
+        let instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
+        let item = self.decoded(instruction, rules);
+        if let Some(second) = source.second {
+            let over = instruction.len().saturating_sub(source.first);
+            self.mark_code(second, next_page(rip), over.max(1));
+        }
+        let page = self.code_page(rip, self.env)?;
+        self.mark_code(page, rip, source.first);
+        Ok((vec![item], source))
+    }
+
+    /// The bytes from `rip` to the end of its page.
+    fn source(&mut self, rip: u64, page: PageId) -> Result<Source, Exit> {
+        let offset = (rip & (PAGE_SIZE - 1)) as usize;
+        let first = PAGE_BYTES - offset;
+        let mut source = Source { bytes: [0; PAGE_BYTES + MAX_LENGTH], first, len: first, second: None };
+        let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
+        // Marked before it is read: a write that comes between makes the translation go away.
+        self.mark_code(page, rip, first.min(1));
+        self.read_machine(MachAddr(frame * PAGE_SIZE + offset as u64), &mut source.bytes[..first]);
+        Ok(source)
+    }
+
+    fn fetch_second(&mut self, rip: u64, source: &mut Source) -> Result<(), Exit> {
+        let next = next_page(rip);
+        let page = self.code_page(next, self.env)?;
+        let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
+        let (first, len) = (source.first, source.first + MAX_LENGTH);
+        self.read_machine(MachAddr(frame * PAGE_SIZE), &mut source.bytes[first..len]);
+        source.len = len;
+        source.second = Some(page);
+        Ok(())
+    }
+
+    /// Tells memory that bytes of a page are code, so that writes to them are noticed.
+    fn mark_code(&mut self, page: PageId, address: u64, len: usize) {
+        let Some(frame) = self.pages.get(page).map(|page| page.frame) else { return };
+        let offset = (address & (PAGE_SIZE - 1)) as usize;
+        if self.memory.code().mark(frame, offset, len) {
+            self.drop_write_entries(frame);
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        let context = &self.cpu.state().context;
+        Rules {
+            task_switched: self.env.task_switched,
+            segment_bases: context.cr4.has(Control4::FSGSBASE),
+            extended_state: context.cr4.has(Control4::OSXSAVE),
+            avx: context.xcr0 & 6 == 6,
+            avx512: context.xcr0 & 0xe6 == 0xe6,
+        }
+    }
+
+    fn cache_is_full(&self) -> bool {
+        let code = self.cpu.layout().code();
+        self.hot_next + BLOCK_ROOM > code + HOT_BYTES
+            || self.cold_next + BLOCK_ROOM > code + HOT_BYTES + COLD_BYTES
+    }
+
+    /// RIP wraps at 4 GiB in 32-bit code.
+    fn wrap_rip(&self, rip: u64) -> u64 {
+        match self.env.bits {
+            Bits::B64 => rip,
+            Bits::B32 => rip & 0xffff_ffff,
+        }
+    }
+}
+
+/// The first address of the page after the one that `rip` is in.
+fn next_page(rip: u64) -> u64 {
+    (rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)
+}
+
+fn decoder(env: Env, bytes: &[u8], rip: u64) -> Decoder<'_> {
+    let bitness = match env.bits {
+        Bits::B64 => 64,
+        Bits::B32 => 32,
+    };
+    Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE)
+}
+
+fn ends_block(class: Class) -> bool {
+    match class {
+        Class::Flow(flow) => match flow {
+            Flow::Conditional | Flow::Counted => false,
+            Flow::Jump | Flow::JumpIndirect | Flow::Call | Flow::CallIndirect | Flow::Return => true,
+        },
+        Class::Helper(helper) => helper.ends_block(),
+        Class::Nothing
+        | Class::Plain
+        | Class::Lea
+        | Class::Memory(_)
+        | Class::Stack(_)
+        | Class::Register(_) => false,
+    }
+}
+
+/// Fills in `live_after`, backward; what lies beyond the block counts as reading everything, unless a look ahead
+/// within the same page shows otherwise. Returns the ranges looked at: the block depends on their bytes too.
+fn liveness(decoded: &mut [Decoded], source: &Source, env: Env, rip: u64) -> Vec<(u64, usize)> {
+    let mut seen = Vec::new();
+    let mut ahead = |target: u64| {
+        if env.single {
+            return ALL;
+        }
+        let (live, len) = look_ahead(source, env, rip, target);
+        if len > 0 {
+            seen.push((target, len));
+        }
+        live
+    };
+    let mut live = match decoded.last() {
+        Some(last) if !ends_block(last.class) => ahead(last.instruction.next_ip()),
+        Some(_) | None => ALL,
+    };
+    for item in decoded.iter_mut().rev() {
+        live = match item.class {
+            Class::Flow(Flow::Jump | Flow::Call) => ahead(item.instruction.near_branch_target()),
+            Class::Flow(Flow::Conditional | Flow::Counted) => {
+                live | ahead(item.instruction.near_branch_target())
+            }
+            Class::Flow(_) => ALL,
+            Class::Nothing
+            | Class::Plain
+            | Class::Lea
+            | Class::Memory(_)
+            | Class::Stack(_)
+            | Class::Register(_)
+            | Class::Helper(_) => live,
+        };
+        item.live_after = live;
+        live = item.live_before();
+    }
+    seen
+}
+
+/// Flags that can matter at `target`, as far as the bytes at hand (the same page from `rip` on) show, and how many
+/// bytes that took.
+fn look_ahead(source: &Source, env: Env, rip: u64, target: u64) -> (u32, usize) {
+    let Ok(start) = usize::try_from(target.wrapping_sub(rip)) else { return (ALL, 0) };
+    if start >= source.first {
+        return (ALL, 0);
+    }
+    let mut open = ALL;
+    let mut live = 0;
+    let mut decoder = decoder(env, &source.bytes[start..source.first], target);
+    for _ in 0..LOOK_AHEAD {
+        let instruction = decoder.decode();
+        let unknown = instruction.is_invalid()
+            || instruction.flow_control() != iced_x86::FlowControl::Next
+            || instruction.is_string_instruction();
+        if unknown {
+            break;
+        }
+        let effect = Effect::of(&instruction);
+        live |= effect.reads & open;
+        open &= !effect.kills;
+    }
+    (live | open, decoder.position())
+}

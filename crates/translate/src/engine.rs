@@ -1,0 +1,480 @@
+//! [`Translator`]: the engine, and its run loop.
+//!
+//! ```text
+//! run ──► block_at(RIP) ──► enter ──► translated code … ──► leave(site) ──► what the site says ──┐
+//!            ▲                ▲                                                                    │
+//!            │                └── resume: access translated, helper done ◄─────────────────────────┤
+//!            └── another RIP: jump to link, computed jump, mode changed ◄──────────────────────────┤
+//! Exit ◄── fault, system call, privileged instruction, kick ◄──────────────────────────────────────┘
+//! ```
+
+use std::sync::Arc;
+
+use paravane_abi::units::{GuestVirt, Mfn, PAGE_BYTES, PAGE_SIZE};
+use paravane_engine::{
+    Engine, Exception, Exit, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush,
+    VcpuContext, rflags, vector,
+};
+use paravane_memory::Memory;
+use paravane_memory::code::{CodeEvent, Cursor, Missed};
+use thiserror::Error;
+
+use crate::arena::Cpu;
+use crate::asm::Buffer;
+use crate::block::Need;
+use crate::emit::{Bits, Emitter, emit_leave_stubs};
+use crate::features::Host;
+use crate::pages::{Env, Pages};
+use crate::sites::Site;
+use crate::state::{HOT_BYTES, Path};
+use crate::{asm, signal, trampoline};
+
+/// The translator could not be set up.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TranslatorError {
+    /// The host CPU lacks something that the engine itself needs.
+    #[error("the host CPU has no {0}, which the translator needs")]
+    Cpu(&'static str),
+    /// No memory that is writable and executable below 2 GiB.
+    #[error(
+        "the host gave no writable and executable memory below 2 GiB ({0}); a policy that forbids it must be lifted"
+    )]
+    Arena(rustix::io::Errno),
+    /// Fault handlers could not be installed.
+    #[error("the fault signals' handlers could not be installed: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Choices about translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Put every instruction into a block of its own: slow, and makes a wrong translation easy to find.
+    pub one_instruction_blocks: bool,
+}
+
+/// What an engine did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Blocks translated.
+    pub blocks: u64,
+    /// Guest instructions in them.
+    pub instructions: u64,
+    /// Bytes of host code they became.
+    pub code_bytes: u64,
+    /// Times the code cache was emptied because it was full.
+    pub cache_flushes: u64,
+    /// Times translated code came back to Rust.
+    pub leaves: u64,
+    /// ... for a memory access that the inline TLB could not serve.
+    pub access_misses: u64,
+    /// ... for a jump to link.
+    pub links: u64,
+    /// ... for a computed jump that the cache did not know.
+    pub jump_misses: u64,
+    /// ... for an instruction that Rust performs.
+    pub helpers: u64,
+    /// Frames whose translations were dropped because their code was overwritten.
+    pub overwritten_frames: u64,
+    /// Returns to the core.
+    pub exits: u64,
+}
+
+/// The default engine: one virtual CPU, run by binary translation.
+#[derive(Debug)]
+pub struct Translator {
+    pub(crate) cpu: Cpu,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) emitter: Emitter,
+    pub(crate) pages: Pages,
+    pub(crate) env: Env,
+    pub(crate) options: Options,
+    pub(crate) stats: Stats,
+    pub(crate) rorx: bool,
+    pub(crate) hot_next: u32,
+    pub(crate) cold_next: u32,
+    /// Where a failed comparison in a pad goes.
+    pub(crate) indirect_miss: u32,
+    /// Counts whole-cache flushes.
+    pub(crate) generation: u64,
+    /// The page that a step redirects to `State::shadow`.
+    pub(crate) shadow: Option<u64>,
+    /// A write that waits on the bounce pages.
+    pub(crate) bounced: Option<crate::access::Bounced>,
+    /// Filled TLB entries, to empty them quickly.
+    pub(crate) filled: [Vec<u16>; 4],
+    cursor: Cursor,
+    roots: [Option<Mfn>; 2],
+    rules: Option<(u64, u64)>,
+    host: Host,
+}
+
+/// How the run loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Go {
+    /// Translated code continues where `State::resume` says.
+    Resume,
+    /// The guest continues at this RIP.
+    At(u64),
+}
+
+impl Translator {
+    /// An engine over `memory`, with a reset CPU.
+    ///
+    /// # Errors
+    ///
+    /// What the host lacks or refuses.
+    pub fn new(memory: Arc<Memory>, options: Options) -> Result<Self, TranslatorError> {
+        let host = Host::detect().map_err(TranslatorError::Cpu)?;
+        signal::install().map_err(TranslatorError::Signals)?;
+        let cpu = Cpu::new(host.state_components()).map_err(TranslatorError::Arena)?;
+        let emitter = Emitter::new(cpu.layout());
+        let mut translator = Self {
+            cpu,
+            memory,
+            emitter,
+            pages: Pages::default(),
+            env: Env {
+                mode: GuestMode::Kernel,
+                bits: Bits::B64,
+                flat: true,
+                task_switched: false,
+                aligned: false,
+                single: false,
+            },
+            options,
+            stats: Stats::default(),
+            rorx: host.has_bmi2(),
+            hot_next: 0,
+            cold_next: 0,
+            indirect_miss: 0,
+            generation: 0,
+            shadow: None,
+            bounced: None,
+            filled: Default::default(),
+            cursor: Cursor::default(),
+            roots: [None; 2],
+            rules: None,
+            host,
+        };
+        translator.empty_cache();
+        for mode in [GuestMode::Kernel, GuestMode::User] {
+            translator.reset_tlb(mode);
+        }
+        Ok(translator)
+    }
+
+    /// What the engine did so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// What the guest may be told about the CPU.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Forgets all translations and starts with an empty cache.
+    pub(crate) fn empty_cache(&mut self) {
+        self.generation += 1;
+        self.stats.cache_flushes += u64::from(self.generation > 1);
+        self.pages.clear();
+        self.emitter.reset();
+        let code = self.cpu.layout().code();
+        let mut stubs = Buffer::default();
+        stubs.restart(code + HOT_BYTES);
+        let (leave, leave_with_flags) = emit_leave_stubs(&mut stubs, self.cpu.layout());
+        self.emitter.leave = leave;
+        self.emitter.leave_with_flags = leave_with_flags;
+        self.indirect_miss = stubs.here();
+        let site = self.emitter.site(Site::Indirect);
+        stubs.constant(asm::reg::R15, u64::from(site));
+        stubs.jmp(leave);
+        self.cpu.write_code(stubs.base, &stubs.bytes);
+        self.hot_next = code;
+        self.cold_next = stubs.here();
+        for mode in [GuestMode::Kernel, GuestMode::User] {
+            self.cpu.code_pages(mode).fill(0);
+            let miss = self.indirect_miss;
+            self.cpu.jumps(mode).fill(miss);
+        }
+    }
+
+    /// Runs from the context's RIP until something must be reported; with `single`, one instruction.
+    fn drive(&mut self, single: bool) -> Option<Exit> {
+        self.prepare();
+        let exit = self.go(single).err();
+        self.flags_to_context();
+        trampoline::reset_x87();
+        self.stats.exits += 1;
+        exit
+    }
+
+    fn go(&mut self, single: bool) -> Result<(), Exit> {
+        let mut rip = self.cpu.state().context.rip;
+        loop {
+            self.cpu.state_mut().context.rip = rip;
+            self.catch_up();
+            let trap = self.cpu.state().context.rflags & rflags::TF != 0;
+            self.set_env(single || trap);
+            if self.cpu.is_kicked() && !single {
+                self.cpu.take_kick();
+                return Err(Exit::Interrupted);
+            }
+            let body = self.block_at(rip, Need::Body)?.body;
+            self.cpu.state_mut().resume = u64::from(body);
+            rip = self.run_until_lookup()?;
+            self.cpu.state_mut().context.rip = rip;
+            if trap {
+                self.cpu.state_mut().context.debug[6] |= 1 << 14;
+                return Err(Exit::Exception(Exception { vector: vector::DEBUG, error_code: None }));
+            }
+            if single {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Runs translated code, and what it asks of Rust, until the next instruction must be looked up by address.
+    fn run_until_lookup(&mut self) -> Result<u64, Exit> {
+        loop {
+            self.cpu.enter();
+            self.stats.leaves += 1;
+            match self.left()? {
+                Go::Resume => {}
+                Go::At(rip) => return Ok(rip),
+            }
+        }
+    }
+
+    /// Translated code left: does what it wants.
+    fn left(&mut self) -> Result<Go, Exit> {
+        if self.cpu.state().fault.pending != 0 {
+            return self.host_fault();
+        }
+        let site = self.emitter.sites.get(self.cpu.state().reason as usize).copied();
+        match site {
+            Some(Site::Access(access)) => self.slow_access(access),
+            Some(Site::Commit(commit)) => self.commit(commit),
+            Some(Site::Chain(chain)) => {
+                self.stats.links += 1;
+                self.cpu.state_mut().context.rip = chain.target;
+                if self.cpu.is_kicked() {
+                    return Ok(Go::At(chain.target));
+                }
+                let body = self.link(chain)?.body;
+                self.cpu.state_mut().resume = u64::from(body);
+                Ok(Go::Resume)
+            }
+            Some(Site::Indirect) => self.indirect(),
+            Some(Site::Moved { rip, far, page }) => {
+                self.stats.jump_misses += 1;
+                self.cpu.state_mut().context.rip = rip;
+                if self.cpu.is_kicked() {
+                    return Ok(Go::At(rip));
+                }
+                let body = self.moved(rip, far, page)?.body;
+                self.cpu.state_mut().resume = u64::from(body);
+                Ok(Go::Resume)
+            }
+            Some(Site::Enter { rip }) => Ok(Go::At(rip)),
+            Some(Site::Helper(helper)) => {
+                self.stats.helpers += 1;
+                self.cpu.state_mut().context.rip = helper.rip;
+                self.help(helper)
+            }
+            // Reasons are only ever made by `Emitter::site`.
+            None => Ok(Go::At(self.cpu.state().context.rip)),
+        }
+    }
+
+    /// A computed jump whose target the cache does not know.
+    fn indirect(&mut self) -> Result<Go, Exit> {
+        let target = self.cpu.state().scratch;
+        if self.env.single {
+            return Ok(Go::At(target));
+        }
+        self.stats.jump_misses += 1;
+        self.cpu.state_mut().context.rip = target;
+        if self.cpu.is_kicked() {
+            return Ok(Go::At(target));
+        }
+        let block = self.block_at(target, Need::Pad)?;
+        if let Some(pad) = block.pad {
+            self.remember_jump(target, pad);
+        }
+        self.cpu.state_mut().resume = u64::from(block.body);
+        Ok(Go::Resume)
+    }
+
+    /// Takes notice of what the core changed in the context.
+    fn prepare(&mut self) {
+        signal::prepare_thread(&mut self.cpu);
+        let allowed = self.host.state_components();
+        let context = &mut self.cpu.state_mut().context;
+        context.rflags = (context.rflags
+            & (rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID | rflags::RF))
+            | rflags::FIXED
+            | rflags::IF;
+        crate::fpu::sanitise(&mut context.fpu, allowed);
+        let now = (context.cr4.0, context.xcr0);
+        let roots = [Some(context.kernel_root), context.user_root];
+        if self.rules != Some(now) {
+            if self.rules.is_some() {
+                self.empty_cache();
+            }
+            self.rules = Some(now);
+        }
+        for (index, mode) in [GuestMode::Kernel, GuestMode::User].into_iter().enumerate() {
+            if self.roots[index] != roots[index] {
+                self.roots[index] = roots[index];
+                self.flush_mode(mode);
+            }
+        }
+        self.flags_from_context();
+    }
+
+    /// Notices overwritten code and frames that newly hold code.
+    pub(crate) fn catch_up(&mut self) {
+        if self.memory.code().is_current(self.cursor) {
+            return;
+        }
+        let mut cursor = self.cursor;
+        let missed = self.memory.code().missed(&mut cursor);
+        self.cursor = cursor;
+        match missed {
+            Missed::Everything => {
+                self.empty_cache();
+                self.flush_all();
+            }
+            Missed::Events(events) => {
+                for event in events {
+                    match event {
+                        CodeEvent::Marked(frame) => self.drop_write_entries(frame),
+                        CodeEvent::Overwritten(frame) => {
+                            let dead = self.pages.drop_frame(frame);
+                            self.stats.overwritten_frames += u64::from(!dead.is_empty());
+                        }
+                    }
+                }
+                self.forget_dead_code_pages();
+            }
+        }
+    }
+
+    /// Code pages that died must not be current any more.
+    fn forget_dead_code_pages(&mut self) {
+        for mode in [GuestMode::Kernel, GuestMode::User] {
+            for id in self.cpu.code_pages(mode) {
+                if *id != 0 && !self.pages.is_alive(crate::sites::PageId(*id)) {
+                    *id = 0;
+                }
+            }
+        }
+    }
+
+    /// Recomputes what translated code may assume.
+    fn set_env(&mut self, single: bool) {
+        let context = &self.cpu.state().context;
+        let is_64_bit = context.is_64_bit();
+        let based = |register| {
+            let segment = context.segment(register);
+            segment.base != 0 && segment.attributes.has(SegmentAttributes::PRESENT)
+        };
+        let flat = is_64_bit
+            || ![SegmentRegister::Cs, SegmentRegister::Ss, SegmentRegister::Ds, SegmentRegister::Es]
+                .into_iter()
+                .any(based);
+        self.env = Env {
+            mode: context.mode,
+            bits: if is_64_bit { Bits::B64 } else { Bits::B32 },
+            flat,
+            task_switched: context.task_switched,
+            aligned: context.rflags & rflags::AC != 0,
+            single,
+        };
+    }
+
+    fn flags_from_context(&mut self) {
+        let state = self.cpu.state_mut();
+        let flags = state.context.rflags;
+        state.status = crate::flags::pack(flags);
+        state.direction = u32::from(flags & rflags::DF != 0);
+    }
+
+    /// Puts the guest's flags together in the context.
+    pub(crate) fn flags_to_context(&mut self) {
+        let state = self.cpu.state_mut();
+        let direction = if state.direction == 0 { 0 } else { rflags::DF };
+        let rest = state.context.rflags & !(rflags::STATUS | rflags::DF);
+        state.context.rflags = rest | crate::flags::unpack(state.status) | direction;
+    }
+
+    /// Takes the guest's flags apart again after Rust changed them.
+    pub(crate) fn flags_changed(&mut self) {
+        self.flags_from_context();
+    }
+}
+
+impl Engine for Translator {
+    fn context(&self) -> &VcpuContext {
+        &self.cpu.state().context
+    }
+
+    fn context_mut(&mut self) -> &mut VcpuContext {
+        &mut self.cpu.state_mut().context
+    }
+
+    fn run(&mut self) -> Exit {
+        loop {
+            if let Some(exit) = self.drive(false) {
+                return exit;
+            }
+        }
+    }
+
+    fn step(&mut self) -> Option<Exit> {
+        self.drive(true)
+    }
+
+    fn step_with_shadow_page(&mut self, page: GuestVirt, copy: &mut [u8; PAGE_BYTES]) -> ShadowStep {
+        let linear = page.0 & !(PAGE_SIZE - 1);
+        self.cpu.state_mut().shadow.0.copy_from_slice(copy);
+        self.shadow = Some(linear);
+        self.flush_page(linear);
+        let outcome = self.drive(true);
+        self.shadow = None;
+        self.flush_page(linear);
+        match outcome {
+            None => {
+                copy.copy_from_slice(&self.cpu.state().shadow.0);
+                ShadowStep::Completed
+            }
+            Some(exit) => ShadowStep::Exit(exit),
+        }
+    }
+
+    fn flush_tlb(&mut self, what: TlbFlush) {
+        match what {
+            TlbFlush::All => self.flush_all(),
+            TlbFlush::Page(page) => self.flush_page(page.0 & !(PAGE_SIZE - 1)),
+        }
+    }
+
+    fn kick_handle(&self) -> Kick {
+        self.cpu.kick_handle()
+    }
+}
+
+impl Translator {
+    fn flush_all(&mut self) {
+        self.flush_mode(GuestMode::Kernel);
+        self.flush_mode(GuestMode::User);
+    }
+
+    fn flush_mode(&mut self, mode: GuestMode) {
+        self.empty_tlb(mode, Path::Read);
+        self.empty_tlb(mode, Path::Write);
+        self.cpu.code_pages(mode).fill(0);
+    }
+}

@@ -1,0 +1,287 @@
+//! XSAVE and its relatives, on the state that the engine keeps in the standard format.
+//!
+//! While Rust runs, the guest's whole floating-point and vector state is in [`FpuArea`], so saving and restoring
+//! are copies of components. Source: Intel SDM vol. 1, "Managing State Using the XSAVE Feature Set".
+#![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
+
+use iced_x86::{Instruction, Mnemonic, Register};
+use paravane_engine::{Exit, FPU_AREA_BYTES, FpuArea, XSAVE_HEADER, vector};
+
+use crate::engine::Translator;
+use crate::help::exception_with;
+use crate::state::Path;
+
+/// x87 and SSE.
+const LEGACY: u64 = 3;
+/// SSE or AVX: MXCSR belongs to both.
+const USES_MXCSR: u64 = 6;
+/// MXCSR and its mask, inside the legacy region.
+const MXCSR: core::ops::Range<usize> = 24..32;
+/// The XMM registers, inside the legacy region.
+const XMM: core::ops::Range<usize> = 160..416;
+/// End of what the legacy region's x87 part covers.
+const X87: [core::ops::Range<usize>; 2] = [0..24, 32..160];
+/// XCOMP_BV's bit that says "compacted".
+const COMPACTED: u64 = 1 << 63;
+
+/// Makes an area one that XRSTOR accepts, whoever wrote it.
+pub(crate) fn sanitise(area: &mut FpuArea, allowed: u64) {
+    let bits = number(&area.extended[..8]) & allowed;
+    area.extended[..8].copy_from_slice(&bits.to_le_bytes());
+    area.extended[8..64].fill(0);
+    let mxcsr = number(&area.legacy[24..28]) & 0xffff;
+    area.legacy[24..28].copy_from_slice(&mxcsr.to_le_bytes()[..4]);
+}
+
+/// A state component in the standard format.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Component {
+    pub(crate) bit: u64,
+    pub(crate) offset: usize,
+    pub(crate) size: usize,
+    aligned: bool,
+}
+
+impl Translator {
+    /// XSAVE, XSAVEC, XSAVEOPT, XRSTOR, and their 64-bit forms.
+    pub(crate) fn save_state(&mut self, instruction: &Instruction) -> Result<(), Exit> {
+        let asked = self.get(Register::EDX) << 32 | self.get(Register::EAX);
+        let mask = asked & self.cpu.state().context.xcr0;
+        let linear = self.linear(instruction);
+        if linear & 63 != 0 {
+            return Err(exception_with(vector::GENERAL_PROTECTION, 0));
+        }
+        match instruction.mnemonic() {
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => self.restore(linear, mask),
+            Mnemonic::Xsavec | Mnemonic::Xsavec64 => self.save_compacted(linear, mask),
+            Mnemonic::Xsave | Mnemonic::Xsave64 => self.save_standard(linear, mask, false),
+            _ => self.save_standard(linear, mask, true),
+        }
+    }
+
+    /// The extended components of a mask that the host has and the area holds.
+    pub(crate) fn components(&self, mask: u64) -> Vec<Component> {
+        (2..63)
+            .filter(|number| mask >> number & 1 != 0)
+            .map(|number| {
+                let [size, offset, flags, _] = self.host().cpuid(0xd, number);
+                Component {
+                    bit: 1 << number,
+                    offset: offset as usize,
+                    size: size as usize,
+                    aligned: flags & 2 != 0,
+                }
+            })
+            .filter(|component| component.offset + component.size <= FPU_AREA_BYTES)
+            .collect()
+    }
+
+    fn save_standard(&mut self, linear: u64, mask: u64, only_in_use: bool) -> Result<(), Exit> {
+        let components = self.components(mask);
+        let len = components.iter().map(|c| c.offset + c.size).fold(XSAVE_HEADER + 64, usize::max);
+        let mut image = [0; FPU_AREA_BYTES];
+        self.read_state_image(linear, &mut image[..len], Path::Write)?;
+        let area = self.area();
+        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let saved = if only_in_use { mask & in_use } else { mask };
+        copy_legacy(&mut image, &area, saved, in_use);
+        if mask & USES_MXCSR != 0 {
+            image[MXCSR].copy_from_slice(&area[MXCSR]);
+        }
+        for component in components.iter().filter(|component| saved & component.bit != 0) {
+            let range = component.offset..component.offset + component.size;
+            if in_use & component.bit == 0 {
+                image[range].fill(0);
+            } else {
+                image[range.clone()].copy_from_slice(&area[range]);
+            }
+        }
+        let old = number(&image[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let header = old & !mask | in_use & mask;
+        image[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&header.to_le_bytes());
+        self.write_state_image(linear, &image[..len])
+    }
+
+    fn save_compacted(&mut self, linear: u64, mask: u64) -> Result<(), Exit> {
+        let components = self.components(mask);
+        let len = compacted_end(&components);
+        let mut image = [0; FPU_AREA_BYTES];
+        self.read_state_image(linear, &mut image[..len], Path::Write)?;
+        let area = self.area();
+        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let saved = mask & in_use;
+        copy_legacy(&mut image, &area, saved, in_use);
+        if saved & 2 != 0 {
+            image[MXCSR].copy_from_slice(&area[MXCSR]);
+        }
+        for (component, at) in compacted(&components) {
+            if saved & component.bit != 0 {
+                image[at..at + component.size]
+                    .copy_from_slice(&area[component.offset..component.offset + component.size]);
+            }
+        }
+        image[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&saved.to_le_bytes());
+        image[XSAVE_HEADER + 8..XSAVE_HEADER + 16].copy_from_slice(&(mask | COMPACTED).to_le_bytes());
+        self.write_state_image(linear, &image[..len])
+    }
+
+    fn restore(&mut self, linear: u64, mask: u64) -> Result<(), Exit> {
+        let refused = exception_with(vector::GENERAL_PROTECTION, 0);
+        let mut image = [0; FPU_AREA_BYTES];
+        self.read_state_image(linear, &mut image[..XSAVE_HEADER + 64], Path::Read)?;
+        let present = number(&image[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let layout = number(&image[XSAVE_HEADER + 8..XSAVE_HEADER + 16]);
+        let xcr0 = self.cpu.state().context.xcr0;
+        let is_compacted = layout & COMPACTED != 0;
+        let rest = if is_compacted { 16 } else { 8 };
+        let reserved = image[XSAVE_HEADER + rest..XSAVE_HEADER + 64].iter().any(|byte| *byte != 0);
+        let unknown =
+            if is_compacted { (layout & !COMPACTED) & !xcr0 | present & !layout } else { present & !xcr0 };
+        if reserved || unknown != 0 {
+            return Err(refused);
+        }
+        let in_image = self.components(if is_compacted { layout } else { mask & present });
+        let places: Vec<(Component, usize)> = if is_compacted {
+            compacted(&in_image).collect()
+        } else {
+            in_image.iter().map(|component| (*component, component.offset)).collect()
+        };
+        let len =
+            places.iter().map(|(component, at)| at + component.size).fold(XSAVE_HEADER + 64, usize::max);
+        self.read_state_image(linear, &mut image[..len.min(FPU_AREA_BYTES)], Path::Read)?;
+        let loads_mxcsr = if is_compacted { mask & present & 2 != 0 } else { mask & USES_MXCSR != 0 };
+        if loads_mxcsr && number(&image[24..28]) & !0xffff != 0 {
+            return Err(refused);
+        }
+        let mut area = self.area();
+        copy_legacy(&mut area, &image, mask & present & LEGACY, present);
+        if loads_mxcsr {
+            area[24..28].copy_from_slice(&image[24..28]);
+        } else if is_compacted && mask & 2 != 0 {
+            area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+        }
+        for (component, at) in places {
+            if mask & present & component.bit != 0 {
+                area[component.offset..component.offset + component.size]
+                    .copy_from_slice(&image[at..at + component.size]);
+            }
+        }
+        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let header = in_use & !mask | present & mask;
+        area[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&header.to_le_bytes());
+        self.set_area(&area);
+        Ok(())
+    }
+
+    /// The engine's copy of the state, components in their initial state written out where XSAVE would.
+    pub(crate) fn area(&self) -> [u8; FPU_AREA_BYTES] {
+        let fpu = &self.cpu.state().context.fpu;
+        let mut area = [0; FPU_AREA_BYTES];
+        area[..XSAVE_HEADER].copy_from_slice(&fpu.legacy);
+        area[XSAVE_HEADER..].copy_from_slice(&fpu.extended);
+        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        if in_use & 1 == 0 {
+            for range in X87 {
+                area[range].fill(0);
+            }
+            // FCW after FNINIT.
+            area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
+        }
+        if in_use & 2 == 0 {
+            area[XMM].fill(0);
+        }
+        for component in self.components(!in_use) {
+            area[component.offset..component.offset + component.size].fill(0);
+        }
+        area
+    }
+
+    pub(crate) fn set_area(&mut self, area: &[u8; FPU_AREA_BYTES]) {
+        let fpu = &mut self.cpu.state_mut().context.fpu;
+        fpu.legacy.copy_from_slice(&area[..XSAVE_HEADER]);
+        fpu.extended.copy_from_slice(&area[XSAVE_HEADER..]);
+    }
+
+    /// Reads up to a page's length from guest memory.
+    fn read_state_image(&mut self, linear: u64, into: &mut [u8], path: Path) -> Result<(), Exit> {
+        let pages = self.pages_for(linear, into.len(), path)?;
+        self.read_pages(linear, pages, into);
+        Ok(())
+    }
+
+    fn write_state_image(&mut self, linear: u64, image: &[u8]) -> Result<(), Exit> {
+        self.write_linear(linear, image)
+    }
+
+    /// MASKMOVQ and MASKMOVDQU: bytes whose mask byte has the top bit go to DS:rDI.
+    pub(crate) fn masked_move(&mut self, instruction: &Instruction) -> Result<(), Exit> {
+        let area = self.area();
+        let vector_bytes = |register: Register| -> [u8; 16] {
+            let index = register.number() & 15;
+            let mut bytes = [0; 16];
+            if register.is_mm() {
+                // MM registers are physical: the area holds stack order, relative to TOP.
+                let top = usize::from(area[3] >> 3 & 7);
+                let at = 32 + ((index + 8 - top) & 7) * 16;
+                bytes[..8].copy_from_slice(&area[at..at + 8]);
+            } else {
+                bytes.copy_from_slice(&area[160 + index * 16..176 + index * 16]);
+            }
+            bytes
+        };
+        let len = if instruction.op1_register().is_mm() { 8 } else { 16 };
+        let data = vector_bytes(instruction.op1_register());
+        let mask = vector_bytes(instruction.op2_register());
+        let address_bytes = match instruction.op0_kind() {
+            iced_x86::OpKind::MemorySegDI => 2,
+            iced_x86::OpKind::MemorySegEDI => 4,
+            _ => 8,
+        };
+        let segment = crate::segments::register(instruction.memory_segment());
+        let offset = crate::help::cut(self.get(Register::RDI), address_bytes);
+        let linear = self.linear_of(segment, offset);
+        for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {
+            self.page(linear.wrapping_add(index as u64), Path::Write)?;
+        }
+        for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {
+            self.write_linear(linear.wrapping_add(index as u64), &data[index..=index])?;
+        }
+        Ok(())
+    }
+}
+
+/// Copies the x87 and SSE parts that `which` names; what is not in use is written in its initial state.
+fn copy_legacy(to: &mut [u8; FPU_AREA_BYTES], from: &[u8; FPU_AREA_BYTES], which: u64, in_use: u64) {
+    if which & 1 != 0 {
+        for range in X87 {
+            to[range.clone()].copy_from_slice(&from[range]);
+        }
+        if in_use & 1 == 0 {
+            for range in X87 {
+                to[range].fill(0);
+            }
+            to[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
+        }
+    }
+    if which & 2 != 0 {
+        to[XMM].copy_from_slice(&from[XMM]);
+    }
+}
+
+/// Components with their offsets in the compacted format.
+fn compacted(components: &[Component]) -> impl Iterator<Item = (Component, usize)> {
+    components.iter().scan(XSAVE_HEADER + 64, |next, component| {
+        let at = if component.aligned { next.next_multiple_of(64) } else { *next };
+        *next = at + component.size;
+        Some((*component, at))
+    })
+}
+
+fn compacted_end(components: &[Component]) -> usize {
+    compacted(components).map(|(component, at)| at + component.size).fold(XSAVE_HEADER + 64, usize::max)
+}
+
+/// A little-endian number of up to 8 bytes.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}

@@ -1,0 +1,197 @@
+//! PUSH, POP and LEAVE, and the stack halves of CALL and RET.
+//!
+//! The guest's stack pointer is the host's, so only the access needs translation; RSP changes by LEA, which leaves
+//! flags alone, after everything that can fault.
+
+use iced_x86::{Instruction, OpKind};
+
+use crate::asm::{Mem, Size, reg};
+use crate::classify::StackOp;
+use crate::emit::{Bits, Check, Decoded, Emitter};
+use crate::operand::{Offset, is_stolen, number};
+use crate::state::Path;
+
+impl Emitter {
+    /// PUSH, POP or LEAVE.
+    pub(crate) fn stack(&mut self, decoded: &Decoded, operation: StackOp) {
+        self.before_check(decoded.live_before());
+        match operation {
+            StackOp::Push => self.push(&decoded.instruction),
+            StackOp::Pop => self.pop(&decoded.instruction),
+            StackOp::Leave => self.leave_frame(&decoded.instruction),
+        }
+        self.finish(Some(decoded.instruction.next_ip()));
+    }
+
+    fn push(&mut self, instruction: &Instruction) {
+        let size = slot(instruction.stack_pointer_increment());
+        let kind = instruction.op0_kind();
+        if kind == OpKind::Memory {
+            let check = Check {
+                rip: instruction.ip(),
+                size: size.bytes(),
+                path: Path::Read,
+                masked: None,
+                stack: false,
+            };
+            let offset = self.operand_check(instruction, check);
+            self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, offset));
+            self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
+        }
+        self.stack_write_check(instruction, size);
+        let slot = Mem::off(reg::R14, 0);
+        if kind == OpKind::Register {
+            let register = number(instruction.op0_register());
+            if is_stolen(register) {
+                self.load_guest(reg::R15, register);
+                self.hot.store_sized(size, slot, reg::R15);
+            } else {
+                self.hot.store_sized(size, slot, register);
+            }
+        } else if kind == OpKind::Memory {
+            self.hot.load(reg::R15, Mem::at(self.layout.spill(2)));
+            self.hot.store_sized(size, slot, reg::R15);
+        } else {
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "pushed immediates are sign-extended 32-bit values"
+            )]
+            self.hot.store_imm(size, slot, instruction.immediate(0) as i32);
+        }
+        self.move_stack_pointer(-size.bytes().cast_signed());
+    }
+
+    fn pop(&mut self, instruction: &Instruction) {
+        let size = slot(instruction.stack_pointer_increment());
+        let bytes = size.bytes().cast_signed();
+        self.stack_read_check(instruction, reg::RSP, size);
+        if instruction.op0_kind() == OpKind::Memory {
+            self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, 0));
+            self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
+            let check = Check {
+                rip: instruction.ip(),
+                size: size.bytes(),
+                path: Path::Write,
+                masked: None,
+                stack: false,
+            };
+            let offset = match self.address(instruction, bytes) {
+                Offset::Constant(address) => self.check_constant(address, check),
+                Offset::InScratch => {
+                    self.check(check);
+                    0
+                }
+            };
+            self.hot.load(reg::R15, Mem::at(self.layout.spill(2)));
+            self.hot.store_sized(size, Mem::off(reg::R14, offset), reg::R15);
+            self.move_stack_pointer(bytes);
+            return;
+        }
+        let register = number(instruction.op0_register());
+        let slot = Mem::off(reg::R14, 0);
+        // A popped RSP is the value, whatever the increment.
+        if size == Size::Word {
+            self.hot.load_sized(size, reg::R15, slot);
+            self.move_stack_pointer(bytes);
+            if is_stolen(register) {
+                self.hot.store_sized(Size::Word, Mem::at(self.layout.gpr(register)), reg::R15);
+            } else {
+                self.hot.put(&[0x66]);
+                self.hot.op_reg(false, &[0x89], reg::R15, register);
+            }
+        } else if is_stolen(register) {
+            self.hot.load_sized(size, reg::R15, slot);
+            self.move_stack_pointer(bytes);
+            self.store_guest(register, reg::R15);
+        } else if register == reg::RSP {
+            self.hot.load_sized(size, reg::RSP, slot);
+        } else {
+            self.hot.load_sized(size, register, slot);
+            self.move_stack_pointer(bytes);
+        }
+    }
+
+    fn leave_frame(&mut self, instruction: &Instruction) {
+        let size = slot(leave_slot(instruction));
+        self.stack_read_check(instruction, reg::RBP, size);
+        self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, 0));
+        let wide = self.conditions.bits == Bits::B64;
+        self.hot.lea(wide, reg::RSP, Mem::off(reg::RBP, size.bytes().cast_signed()));
+        match size {
+            Size::Word => {
+                self.hot.put(&[0x66]);
+                self.hot.op_reg(false, &[0x89], reg::R15, reg::RBP);
+            }
+            Size::Dword => self.hot.mov32(reg::RBP, reg::R15),
+            Size::Qword => self.hot.mov(reg::RBP, reg::R15),
+        }
+    }
+
+    /// The slot that a push writes: its host address to R14.
+    pub(crate) fn stack_write_check(&mut self, instruction: &Instruction, size: Size) {
+        self.stack_address(reg::RSP, -size.bytes().cast_signed());
+        self.check(Check {
+            rip: instruction.ip(),
+            size: size.bytes(),
+            path: Path::Write,
+            masked: None,
+            stack: true,
+        });
+        self.mark(instruction.ip());
+    }
+
+    /// The slot that a pop through `pointer` reads: its host address to R14.
+    pub(crate) fn stack_read_check(&mut self, instruction: &Instruction, pointer: u8, size: Size) {
+        self.stack_address(pointer, 0);
+        self.check(Check {
+            rip: instruction.ip(),
+            size: size.bytes(),
+            path: Path::Read,
+            masked: None,
+            stack: true,
+        });
+        self.mark(instruction.ip());
+    }
+
+    fn stack_address(&mut self, pointer: u8, displacement: i32) {
+        let wide = self.conditions.bits == Bits::B64;
+        self.hot.lea(wide, reg::R14, Mem::off(pointer, displacement));
+        if !self.conditions.flat {
+            let base = Mem::at(self.layout.segment(paravane_engine::SegmentRegister::Ss));
+            self.hot.op_mem(false, &[0x03], reg::R14, base);
+        }
+    }
+
+    /// Adds to the stack pointer without touching flags.
+    pub(crate) fn move_stack_pointer(&mut self, bytes: i32) {
+        let wide = self.conditions.bits == Bits::B64;
+        self.hot.lea(wide, reg::RSP, Mem::off(reg::RSP, bytes));
+    }
+
+    /// The size of a near return address.
+    pub(crate) fn pointer_size(&self) -> Size {
+        match self.conditions.bits {
+            Bits::B64 => Size::Qword,
+            Bits::B32 => Size::Dword,
+        }
+    }
+}
+
+/// The size of a stack slot, from how far the stack pointer moves.
+fn slot(increment: i32) -> Size {
+    match increment.unsigned_abs() {
+        2 => Size::Word,
+        4 => Size::Dword,
+        _ => Size::Qword,
+    }
+}
+
+/// LEAVE pops RBP, EBP or BP.
+#[expect(clippy::wildcard_enum_match_arm, reason = "LEAVE has three codes")]
+fn leave_slot(instruction: &Instruction) -> i32 {
+    match instruction.code() {
+        iced_x86::Code::Leavew => 2,
+        iced_x86::Code::Leaved => 4,
+        _ => 8,
+    }
+}

@@ -1,0 +1,193 @@
+//! What translated code and Rust share: the CPU's state, the tables the code indexes, and their addresses.
+//!
+//! Everything lies below 2 GiB, so that emitted instructions name it by a sign-extended 32-bit displacement
+//! and need no base register (a `gs:` base costs cycles on every load, a general register is one less for the
+//! guest). The order in the arena: [`State`], [`KickCell`], TLBs, code-page tables, jump caches, code.
+
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+use paravane_engine::{GuestMode, SegmentRegister, VcpuContext};
+
+/// Entries of each software TLB; bits 12..23 of an address select one.
+pub(crate) const TLB_ENTRIES: usize = 4096;
+/// Entries of each code-page table; bits 12..23 of an address select one.
+pub(crate) const CODE_PAGE_ENTRIES: usize = 4096;
+/// Entries of each jump cache; bits 0..15 of a target select one.
+pub(crate) const JUMP_ENTRIES: usize = 1 << 16;
+/// Bytes of the code cache's part for the expected path.
+pub(crate) const HOT_BYTES: u32 = 24 << 20;
+/// Bytes of the code cache's part for everything else.
+pub(crate) const COLD_BYTES: u32 = 40 << 20;
+
+/// One translation of a page: `address - tag` is the offset in the page, `+ host` the host address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct TlbEntry {
+    /// The guest page's linear address. An empty entry holds a page that selects another entry.
+    pub(crate) tag: u64,
+    /// The host address of the page.
+    pub(crate) host: u64,
+}
+
+/// What a signal handler learned about an instruction of translated code that faulted.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct HostFault {
+    /// The faulting host instruction.
+    pub(crate) host_rip: u64,
+    /// The CPU's vector (`REG_TRAPNO`).
+    pub(crate) vector: u64,
+    /// Whether the fields are news.
+    pub(crate) pending: u64,
+}
+
+/// The part of the arena with named fields.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub(crate) struct State {
+    /// The guest's CPU. R14 and R15 live here while the guest runs, the other registers only between runs.
+    pub(crate) context: VcpuContext,
+    /// Guest status flags as LAHF and SETO AL leave them in AX: bits 15..8 are SF ZF AF PF CF, bit 0 is OF.
+    pub(crate) status: u32,
+    /// `status` as it was before a fault handler overwrote it.
+    pub(crate) kept_status: u32,
+    /// The guest's direction flag, 0 or 1; the host's stays clear.
+    pub(crate) direction: u32,
+    /// Where to enter translated code.
+    pub(crate) resume: u64,
+    /// Host R14 on the way in and out: an address or a jump target.
+    pub(crate) scratch: u64,
+    /// Why translated code left: an index of a site.
+    pub(crate) reason: u32,
+    /// MXCSR for Rust code.
+    pub(crate) host_mxcsr: u32,
+    /// Places for values that an instruction's translation needs for a moment.
+    pub(crate) spill: [u64; 4],
+    /// The host stack while the guest runs.
+    pub(crate) host_rsp: u64,
+    /// State components to save and restore.
+    pub(crate) xsave_mask: u64,
+    /// Where the leave stub jumps.
+    pub(crate) leave: u64,
+    /// A fault of translated code.
+    pub(crate) fault: HostFault,
+    /// Two pages through which instructions reach memory that is not one plain page.
+    pub(crate) bounce: Bounce,
+    /// The page that a step works on instead of the guest's.
+    pub(crate) shadow: Shadow,
+}
+
+/// A page's copy.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub(crate) struct Shadow(pub(crate) [u8; 4096]);
+
+/// Two pages of bytes, page-aligned so that an operand keeps its alignment.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub(crate) struct Bounce(pub(crate) [u8; 8192]);
+
+/// What other threads write; on a cache line of its own.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct KickCell {
+    /// Nonzero: leave soon.
+    pub(crate) kicked: AtomicU32,
+    /// Points at readable memory, or is null when kicked: polls that must not touch flags load through it.
+    pub(crate) pointer: AtomicU64,
+}
+
+/// Read or write path of the TLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// Loads.
+    Read,
+    /// Stores and read-modify-writes.
+    Write,
+}
+
+/// Offsets of the arena's parts from its base.
+pub(crate) mod part {
+    use super::{CODE_PAGE_ENTRIES, COLD_BYTES, HOT_BYTES, JUMP_ENTRIES, State, TLB_ENTRIES};
+
+    pub(crate) const STATE: usize = 0;
+    pub(crate) const KICK: usize = size_of::<State>();
+    pub(crate) const TLB: usize = KICK + 4096;
+    pub(crate) const TLB_BYTES: usize = TLB_ENTRIES * 16;
+    pub(crate) const CODE_PAGES: usize = TLB + 4 * TLB_BYTES;
+    pub(crate) const CODE_PAGES_BYTES: usize = CODE_PAGE_ENTRIES * 4;
+    pub(crate) const JUMPS: usize = CODE_PAGES + 2 * CODE_PAGES_BYTES;
+    pub(crate) const JUMPS_BYTES: usize = JUMP_ENTRIES * 4;
+    pub(crate) const CODE: usize = JUMPS + 2 * JUMPS_BYTES;
+    pub(crate) const TOTAL: usize = CODE + (HOT_BYTES + COLD_BYTES) as usize;
+}
+
+/// The arena's base address, from which every address in emitted code follows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout(pub(crate) u32);
+
+#[expect(clippy::cast_possible_truncation, reason = "offsets within an arena of less than 2 GiB")]
+impl Layout {
+    /// The address of a field of [`State`], given its offset.
+    pub(crate) fn field(self, offset: usize) -> u32 {
+        self.0 + offset as u32
+    }
+
+    pub(crate) fn gpr(self, number: u8) -> u32 {
+        self.field(offset_of!(State, context) + offset_of!(VcpuContext, gprs) + usize::from(number) * 8)
+    }
+
+    pub(crate) fn segment(self, register: SegmentRegister) -> u32 {
+        let segments = offset_of!(State, context) + offset_of!(VcpuContext, segments);
+        self.field(segments + register as usize * size_of::<paravane_engine::Segment>())
+    }
+
+    pub(crate) fn spill(self, index: usize) -> u32 {
+        self.field(offset_of!(State, spill) + index * 8)
+    }
+
+    pub(crate) fn kicked(self) -> u32 {
+        self.field(part::KICK + offset_of!(KickCell, kicked))
+    }
+
+    pub(crate) fn kick_pointer(self) -> u32 {
+        self.field(part::KICK + offset_of!(KickCell, pointer))
+    }
+
+    pub(crate) fn tlb(self, mode: GuestMode, path: Path) -> u32 {
+        self.field(part::TLB + part::TLB_BYTES * tlb_number(mode, path))
+    }
+
+    pub(crate) fn code_page(self, mode: GuestMode, linear: u64) -> u32 {
+        let table = part::CODE_PAGES + part::CODE_PAGES_BYTES * mode as usize;
+        self.field(table + code_page_index(linear) * 4)
+    }
+
+    pub(crate) fn jumps(self, mode: GuestMode) -> u32 {
+        self.field(part::JUMPS + part::JUMPS_BYTES * mode as usize)
+    }
+
+    pub(crate) fn code(self) -> u32 {
+        self.field(part::CODE)
+    }
+}
+
+/// Which of the four TLBs.
+pub(crate) fn tlb_number(mode: GuestMode, path: Path) -> usize {
+    mode as usize * 2
+        + match path {
+            Path::Read => 0,
+            Path::Write => 1,
+        }
+}
+
+/// The TLB entry that a linear address selects.
+pub(crate) fn tlb_index(linear: u64) -> usize {
+    ((linear >> 12) & (TLB_ENTRIES as u64 - 1)) as usize
+}
+
+/// The entry of a code-page table that a linear address selects.
+pub(crate) fn code_page_index(linear: u64) -> usize {
+    ((linear >> 12) & (CODE_PAGE_ENTRIES as u64 - 1)) as usize
+}

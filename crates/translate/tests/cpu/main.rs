@@ -1,0 +1,8 @@
+//! The engine against the real CPU.
+//!
+//! One program for all of these tests: they share the native mappings at fixed addresses, and so take turns.
+
+mod forms;
+mod native;
+mod programs;
+mod promises;
