@@ -94,6 +94,15 @@ fn join(title: &str, mut pages: Vec<Page>) -> Page {
     joined
 }
 
+/// `text` as the beginning of a sentence.
+fn capitalized(text: &str) -> String {
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) => first.to_uppercase().chain(characters).collect(),
+        None => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
