@@ -8,9 +8,12 @@ mod error_code;
 pub mod gdt_file;
 mod gdt_table;
 mod hypercall;
+mod hypercall_page;
+mod inspect;
 mod pte;
 mod register;
 mod selector;
+mod shell;
 
 use std::collections::BTreeSet;
 
@@ -33,6 +36,11 @@ pub fn run(command: Command) -> Result<(), Failure> {
     let (answer, format) = match command {
         Command::Decode(decode) => answer_decode(&decode)?,
         Command::Encode(encode) => answer_encode(&encode)?,
+        // The others can also write files or print something else than an answer.
+        Command::Inspect(arguments) => return inspect::run(&arguments),
+        Command::HypercallPage(arguments) => return hypercall_page::run(&arguments),
+        Command::Completions(completions) => return shell::completions(completions),
+        Command::Man(man) => return shell::man(&man),
     };
     output::emit(&answer, format)
 }
