@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod encode;
+mod explain;
 mod hypercall_page;
 mod inspect;
 mod shell;
@@ -17,6 +18,7 @@ use crate::{
 };
 
 pub use self::{
+    explain::{DrawnTopic, Explain, Hypercalls, ModedTopic, PlainTopic, Topic, Transition},
     hypercall_page::{FormArg, HypercallPage},
     inspect::Inspect,
     shell::{Completions, Man},
@@ -41,6 +43,8 @@ pub enum Command {
     /// Make a value from its fields: descriptor, selector …
     #[command(subcommand)]
     Encode(encode::Encode),
+    /// Explain a part of the PV interface: segments, GDT, hypercall page, transitions …
+    Explain(Explain),
     /// Tell whether and how a kernel file boots under Xen, and what it asks for
     Inspect(Inspect),
     /// List, write or check the hypercall page
