@@ -12,6 +12,7 @@
 //! which guests have which, the dispatchers below `xen/arch/x86/pv/` and `xen/common/` for behaviour.
 
 mod args;
+mod convention;
 mod domu;
 mod family;
 mod table;
@@ -21,6 +22,7 @@ use core::fmt;
 use serde::Serialize;
 
 pub use self::args::{Arg, ArgKind, Direction, Length, Pointer, Wide};
+pub use self::convention::{CONVENTION, Convention};
 pub use self::domu::DomU;
 pub use self::family::{Family, SubOp, SubOpFacts};
 pub use self::table::{Guests, Hypercall, HypercallFacts};

@@ -2,6 +2,10 @@
 
 pub mod decode;
 pub mod encode;
+mod explain;
+mod hypercall_page;
+mod inspect;
+mod shell;
 
 use std::path::PathBuf;
 
@@ -11,6 +15,13 @@ use paravane_x86::mode::{Guest, Hypervisor, Mode};
 use crate::{
     failure::{EXIT_CODES, Failure},
     output::Format,
+};
+
+pub use self::{
+    explain::{DrawnTopic, Explain, Hypercalls, ModedTopic, PlainTopic, Topic, Transition},
+    hypercall_page::{FormArg, HypercallPage},
+    inspect::Inspect,
+    shell::{Completions, Man},
 };
 
 /// Runs Xen x86 PV guests as ordinary processes, and explains how they work.
@@ -32,6 +43,16 @@ pub enum Command {
     /// Make a value from its fields: descriptor, selector …
     #[command(subcommand)]
     Encode(encode::Encode),
+    /// Explain a part of the PV interface: segments, GDT, hypercall page, transitions …
+    Explain(Explain),
+    /// Tell whether and how a kernel file boots under Xen, and what it asks for
+    Inspect(Inspect),
+    /// List, write or check the hypercall page
+    HypercallPage(HypercallPage),
+    /// Print shell completions
+    Completions(Completions),
+    /// Print the manual page, or write the pages of all commands
+    Man(Man),
 }
 
 /// What `decode` decodes.
@@ -102,10 +123,10 @@ pub struct Values {
 /// Which guest on which hypervisor.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct ModeArgs {
-    /// Width of the guest [default: 64]
+    /// Width of the guest [default: 64; explain shows both]
     #[arg(long, value_enum)]
     pub guest: Option<GuestArg>,
-    /// The hypervisor below it [default: 64]
+    /// The hypervisor below it [default: 64; explain shows all]
     #[arg(long, value_enum)]
     pub hypervisor: Option<HypervisorArg>,
 }

@@ -24,6 +24,14 @@ pub enum Failure {
     /// The answer cannot be written.
     #[error("cannot write the output: {0}")]
     Output(io::Error),
+    /// A file cannot be written.
+    #[error("cannot write {path}: {error}; check the path and its permissions")]
+    OutputFile {
+        /// The file or directory, as named on the command line.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// The answer was printed, and it is "no": a page that differs.
     #[error("{0}")]
     Negative(String),
@@ -37,7 +45,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Data(_) => 65,
             Self::Input { .. } => 66,
-            Self::Output(_) => 74,
+            Self::Output(_) | Self::OutputFile { .. } => 74,
         }
     }
 }

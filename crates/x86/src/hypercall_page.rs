@@ -341,9 +341,8 @@ impl Operation {
         match self {
             Self::PushRcx => "SYSCALL puts the return address into RCX",
             Self::PushR11 => "SYSCALL puts RFLAGS into R11",
-            Self::PushRax => "completes the iret frame: RAX is restored from it",
-            Self::PushEax => "completes the iret frame: EAX is restored from it",
-            Self::Pushf => "with CS and EIP of the call, a frame that IRET takes back",
+            Self::PushRax | Self::PushEax => "the lowest word of the iret frame",
+            Self::Pushf => "with CS and EIP, what IRET takes back",
             Self::Cli => "a far call leaves interrupts as they are",
             Self::MovEax(_) => "the hypercall's number",
             Self::Syscall | Self::Int82 | Self::FarCall { .. } => "enters the hypervisor",

@@ -135,7 +135,14 @@ impl fmt::Display for Value {
                 write!(f, "{number:#x}")
             }
             Self::Flag(number) => write!(f, "{number}"),
-            Self::FeatureWords(words) => write!(f, "{words:#x?}"),
+            Self::FeatureWords(words) => {
+                let mut separator = "";
+                for word in words {
+                    write!(f, "{separator}{word:#010x}")?;
+                    separator = ", ";
+                }
+                Ok(())
+            }
             Self::MaskedEntries(entries) => {
                 let mut separator = "";
                 for entry in entries {

@@ -3,11 +3,13 @@
 use paravane_abi::{
     errno::Errno,
     hypercall::{
-        Arg, ArgKind, DomU, Family, Guests, Hypercall, Length, NumberUse, SubOp, TABLE_SIZE, Wide,
-        describe as use_of,
+        Arg, ArgKind, CONVENTION, Direction, DomU, Family, Guests, Hypercall, Length, NumberUse, SubOp,
+        TABLE_SIZE, Wide, describe as use_of,
     },
+    layout::Abi,
     table::Numbered,
 };
+use paravane_x86::{gdt, hypercall_page::SLOT_BYTES};
 use serde_json::{Value, json};
 
 use crate::{
@@ -19,17 +21,12 @@ use crate::{
 
 /// What a word of the command line names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Named {
+pub(super) enum Named {
     /// A hypercall's number, defined or not.
     Number(u32),
     /// A sub-operation of one.
     Operation(Family, SubOp),
 }
-
-/// Registers of arguments 1 to 5.
-const REGISTERS_64: [&str; 5] = ["rdi", "rsi", "rdx", "r10", "r8"];
-/// The same for 32-bit guests.
-const REGISTERS_32: [&str; 5] = ["ebx", "ecx", "edx", "esi", "edi"];
 
 /// Decodes each number or name in `args`.
 ///
@@ -38,13 +35,17 @@ const REGISTERS_32: [&str; 5] = ["ebx", "ecx", "edx", "esi", "edi"];
 /// If one is neither a number of 32 bits nor a known name.
 pub(super) fn decode(args: &HypercallArgs) -> Result<Answer, Failure> {
     let named = args.values.iter().map(|text| read(text)).collect::<Result<Vec<_>, _>>()?;
-    let pages = named.iter().map(|&named| describe(named)).collect();
+    let pages = named.iter().map(|&named| {
+        let mut page = describe(named, &Abi::ALL);
+        page.sources(sources(named));
+        page
+    });
     let json: Vec<Value> = named.iter().map(|&named| to_json(named)).collect();
-    Ok(Answer { page: super::join("Hypercalls", pages), json: json!(json) })
+    Ok(Answer { page: super::join("Hypercalls", pages.collect()), json: json!(json) })
 }
 
 /// Reads `26`, `0x1a`, `mmuext_op`, `HYPERVISOR_mmuext_op`, `__HYPERVISOR_mmuext_op` or `MMUEXT_SET_LDT`.
-fn read(text: &str) -> Result<Named, Failure> {
+pub(super) fn read(text: &str) -> Result<Named, Failure> {
     let lower = text.to_ascii_lowercase();
     let name = lower.trim_start_matches("__").trim_start_matches("hypervisor_");
     if let Some(hypercall) = Hypercall::from_name(name) {
@@ -83,12 +84,13 @@ fn full_name(family: Family, op: &SubOp) -> String {
     format!("{}{}", family.prefix(), op.row.name)
 }
 
-/// The families of sub-operations of `hypercall`: those its arguments name, and for `mmu_update` and `mmuext_op`,
-/// whose operations are in an array in memory, the one of the same name.
-fn families(hypercall: Hypercall) -> Vec<Family> {
+/// The families of sub-operations of `hypercall`: those its arguments name, and those inside the structures
+/// that it takes.
+pub(super) fn families(hypercall: Hypercall) -> Vec<Family> {
     let named = |family: &Family| {
         let argument = hypercall.args64().iter().any(|arg| arg.kind == ArgKind::Command(*family));
-        argument || family.name() == hypercall.name()
+        let callback = hypercall == Hypercall::CallbackOp && *family == Family::CallbackType;
+        argument || callback || family.name() == hypercall.name()
     };
     Family::ALL.iter().copied().filter(named).collect()
 }
@@ -98,10 +100,11 @@ fn callers(family: Family) -> impl Iterator<Item = Hypercall> {
     Hypercall::ALL.iter().copied().filter(move |&hypercall| families(hypercall).contains(&family))
 }
 
-fn describe(named: Named) -> Page {
+/// Everything about what `named` names, for guests of `abis`; the sources are [`sources`].
+pub(super) fn describe(named: Named, abis: &[Abi]) -> Page {
     match named {
         Named::Number(number) => match use_of(number) {
-            NumberUse::Defined(hypercall) => describe_hypercall(hypercall),
+            NumberUse::Defined(hypercall) => describe_hypercall(hypercall, abis),
             unused @ (NumberUse::UnusedArch(_) | NumberUse::Unused | NumberUse::OutOfTable) => {
                 describe_unused(number, unused)
             }
@@ -110,61 +113,92 @@ fn describe(named: Named) -> Page {
     }
 }
 
-fn describe_hypercall(hypercall: Hypercall) -> Page {
+/// Where the facts about `named` come from.
+pub(super) fn sources(named: Named) -> Vec<&'static str> {
+    match named {
+        Named::Number(number) => match use_of(number) {
+            NumberUse::Defined(_) => vec![<Hypercall as Numbered>::SOURCE, "xen/include/hypercall-defs.c"],
+            NumberUse::UnusedArch(_) | NumberUse::Unused | NumberUse::OutOfTable => {
+                vec![<Hypercall as Numbered>::SOURCE]
+            }
+        },
+        Named::Operation(family, _) => vec![family.source()],
+    }
+}
+
+fn describe_hypercall(hypercall: Hypercall, abis: &[Abi]) -> Page {
     let facts = hypercall.facts();
     let number = hypercall.number();
     let mut page = Page::new(format!("Hypercall {number}, {}: {}", hypercall.name(), hypercall.meaning()));
     page.fields([
         ("number", format!("{number} ({number:#x}), __HYPERVISOR_{}", hypercall.name())),
-        ("slot", format!("offset {:#x} of the hypercall page", number * 32)),
+        ("slot", format!("offset {:#x} of the hypercall page", number as usize * SLOT_BYTES)),
         (
             "guests",
-            match facts.guests {
-                Guests::Both => "64-bit and 32-bit".to_owned(),
-                Guests::Bits64 => format!("64-bit only: {} to a 32-bit one", Errno::Enosys),
-            },
+            if exists(hypercall, Abi::Bits32) { "64-bit and 32-bit" } else { "64-bit only" }.to_owned(),
         ),
         ("for a domU", facts.domu.to_string()),
-        ("64-bit call", format!("syscall with rax = {number}{}", call(hypercall.args64(), REGISTERS_64))),
-        (
-            "32-bit call",
-            match facts.guests {
-                Guests::Both => {
-                    format!("int 0x82 with eax = {number}{}", call(hypercall.args32(), REGISTERS_32))
-                }
-                Guests::Bits64 => "none".to_owned(),
-            },
-        ),
     ]);
-    if hypercall.args32() == hypercall.args64() {
-        arguments(&mut page, hypercall.args64());
-    } else {
-        page.heading("Arguments of a 64-bit guest");
-        arguments(&mut page, hypercall.args64());
-        page.heading("Arguments of a 32-bit guest");
-        arguments(&mut page, hypercall.args32());
+    // One table where the ABIs differ in nothing but their registers.
+    let agree = hypercall.args64() == hypercall.args32();
+    let tables: Vec<&[Abi]> = if agree { vec![abis] } else { abis.chunks(1).collect() };
+    for shown in tables {
+        arguments(&mut page, hypercall, shown);
     }
     for family in families(hypercall) {
         operations(&mut page, family);
     }
-    page.sources([<Hypercall as Numbered>::SOURCE, "xen/include/hypercall-defs.c"]);
     page
 }
 
-/// The registers of the arguments, in the order of the call.
-fn call(args: &[Arg], registers: [&str; 5]) -> String {
-    args.iter().zip(registers).map(|(arg, register)| format!(", {register} = {}", arg.name)).collect()
+/// Whether guests of that ABI have the hypercall.
+pub(super) fn exists(hypercall: Hypercall, abi: Abi) -> bool {
+    match (hypercall.facts().guests, abi) {
+        (Guests::Both, _) | (Guests::Bits64, Abi::Bits64) => true,
+        (Guests::Bits64, Abi::Bits32) => false,
+    }
 }
 
-fn arguments(page: &mut Page, args: &[Arg]) {
-    if args.is_empty() {
-        page.text("It takes no arguments.");
-        return;
+/// The arguments of guests of that ABI.
+pub(super) fn arguments_of(hypercall: Hypercall, abi: Abi) -> &'static [Arg] {
+    match abi {
+        Abi::Bits64 => hypercall.args64(),
+        Abi::Bits32 => hypercall.args32(),
     }
-    page.table(
-        &["Argument", "What it is"],
-        args.iter().map(|arg| vec![arg.name.to_owned(), kind(arg.kind, args)]),
-    );
+}
+
+/// The call of guests of `abis`, which take the same arguments, register by register.
+fn arguments(page: &mut Page, hypercall: Hypercall, abis: &[Abi]) {
+    let (callers, others): (Vec<Abi>, Vec<Abi>) = abis.iter().partition(|abi| exists(hypercall, **abi));
+    for abi in others {
+        page.text(format!("A {abi} guest does not have it, and gets {}.", Errno::Enosys));
+    }
+    let Some(&first) = callers.first() else { return };
+    let list = arguments_of(hypercall, first);
+    let ways: Vec<String> = callers
+        .iter()
+        .map(|&abi| format!("a {abi} guest makes it by {}", CONVENTION.get(abi).instruction))
+        .collect();
+    page.text(format!("{}.", super::capitalized(&ways.join(", "))));
+    let mut columns: Vec<&str> = callers
+        .iter()
+        .map(|abi| match abi {
+            Abi::Bits64 => "64-bit",
+            Abi::Bits32 => "32-bit",
+        })
+        .collect();
+    columns.extend(["Argument", "What it is"]);
+    let row = |registers: Vec<&str>, name: &str, what: String| {
+        let registers = registers.into_iter().map(str::to_owned);
+        registers.chain([name.to_owned(), what]).collect::<Vec<String>>()
+    };
+    let numbers = callers.iter().map(|&abi| CONVENTION.get(abi).number).collect();
+    let mut rows = vec![row(numbers, "number", hypercall.number().to_string())];
+    rows.extend(list.iter().enumerate().map(|(index, arg)| {
+        let registers = callers.iter().map(|&abi| CONVENTION.get(abi).arguments[index]).collect();
+        row(registers, arg.name, kind(arg.kind, list))
+    }));
+    page.table(&columns, rows);
 }
 
 fn kind(kind: ArgKind, args: &[Arg]) -> String {
@@ -173,7 +207,12 @@ fn kind(kind: ArgKind, args: &[Arg]) -> String {
         ArgKind::Pointer(pointer) => {
             let element =
                 if pointer.element == "*" { "a structure of the operation's" } else { pointer.element };
-            format!("pointer to {element}{}", length(pointer.length, args))
+            let direction = match pointer.direction {
+                Direction::In => "read by Xen",
+                Direction::Out => "written by Xen",
+                Direction::InOut => "read and written by Xen",
+            };
+            format!("pointer to {element}{}; {direction}", length(pointer.length, args))
         }
         ArgKind::Count => "number of elements".to_owned(),
         ArgKind::Number => "a number".to_owned(),
@@ -201,7 +240,9 @@ fn length(length: Length, args: &[Arg]) -> String {
     match length {
         Length::One => String::new(),
         Length::Arg(index) => format!(", as many as {} says", name(index)),
-        Length::DescriptorFrames(index) => format!(", one for every 512 of {}", name(index)),
+        Length::DescriptorFrames(index) => {
+            format!(", one for every {} of {}", gdt::ENTRIES_PER_PAGE, name(index))
+        }
         Length::UntilNullAddress => ", up to one with address 0".to_owned(),
     }
 }
@@ -217,17 +258,36 @@ fn wide_text(wide: Wide) -> &'static str {
 
 fn operations(page: &mut Page, family: Family) {
     page.heading(format!("Sub-operations of {}", family.name()));
+    // A column that would say the same in every row is left out.
+    let with_domu = family.rows().any(|op| op.facts.domu != DomU::Available);
+    let mut columns = vec!["#", "Name"];
+    columns.extend(with_domu.then_some("In a domU"));
+    columns.push("Meaning");
     page.table(
-        &["Number", "Name", "For a domU", "Meaning"],
+        &columns,
         family.rows().map(|op| {
-            vec![
-                op.row.number.to_string(),
-                full_name(family, &op),
-                op.facts.domu.to_string(),
-                op.row.meaning.to_owned(),
-            ]
+            let mut row = vec![op.row.number.to_string(), full_name(family, &op)];
+            if with_domu {
+                row.push(domu_in_short(op.facts.domu));
+            }
+            row.push(match op.facts.arg {
+                "" => op.row.meaning.to_owned(),
+                arg => format!("{} Takes {arg}.", op.row.meaning),
+            });
+            row
         }),
     );
+}
+
+/// What an unprivileged domain gets, short enough for a column.
+pub(super) fn domu_in_short(domu: DomU) -> String {
+    match domu {
+        DomU::Available => "yes".to_owned(),
+        DomU::Refused(errno) => errno.to_string(),
+        DomU::Optional(errno) => format!("{errno} unless enabled"),
+        DomU::Removed(errno) => format!("{errno}, removed"),
+        DomU::Internal(errno) => format!("{errno}, internal"),
+    }
 }
 
 fn describe_unused(number: u32, unused: NumberUse) -> Page {
@@ -242,7 +302,6 @@ fn describe_unused(number: u32, unused: NumberUse) -> Page {
         }
         NumberUse::Unused | NumberUse::Defined(_) => "Xen's table has nothing there.".to_owned(),
     });
-    page.sources([<Hypercall as Numbered>::SOURCE]);
     page
 }
 
@@ -259,7 +318,6 @@ fn describe_operation(family: Family, op: SubOp) -> Page {
         ("argument", argument.to_owned()),
         ("for a domU", op.facts.domu.to_string()),
     ]);
-    page.sources([family.source()]);
     page
 }
 
@@ -302,7 +360,7 @@ mod tests {
     use super::*;
 
     fn text(word: &str) -> String {
-        let rendered = crate::output::text::render(&describe(read(word).unwrap()), 100);
+        let rendered = crate::output::text::render(&describe(read(word).unwrap(), &Abi::ALL), 100);
         anstream::adapter::strip_str(&rendered).to_string()
     }
 

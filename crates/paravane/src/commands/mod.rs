@@ -5,17 +5,21 @@ mod descriptor;
 mod encode;
 mod errno;
 mod error_code;
+mod explain;
 pub mod gdt_file;
 mod gdt_table;
 mod hypercall;
+mod hypercall_page;
+mod inspect;
 mod pte;
 mod register;
 mod selector;
+mod shell;
 
 use std::collections::BTreeSet;
 
 use crate::{
-    cli::{Command, Decode, encode::Encode},
+    cli::{Command, Decode, Explain, encode::Encode},
     failure::Failure,
     output::{
         self, Answer, Format,
@@ -33,6 +37,12 @@ pub fn run(command: Command) -> Result<(), Failure> {
     let (answer, format) = match command {
         Command::Decode(decode) => answer_decode(&decode)?,
         Command::Encode(encode) => answer_encode(&encode)?,
+        Command::Explain(explain) => answer_explain(&explain)?,
+        // The others can also write files or print something else than an answer.
+        Command::Inspect(arguments) => return inspect::run(&arguments),
+        Command::HypercallPage(arguments) => return hypercall_page::run(&arguments),
+        Command::Completions(completions) => return shell::completions(completions),
+        Command::Man(man) => return shell::man(&man),
     };
     output::emit(&answer, format)
 }
@@ -70,6 +80,15 @@ pub fn answer_encode(encode: &Encode) -> Result<(Answer, Format), Failure> {
     })
 }
 
+/// What `paravane explain` answers, and how to print it.
+///
+/// # Errors
+///
+/// As [`run`], except that nothing is printed.
+pub fn answer_explain(explain: &Explain) -> Result<(Answer, Format), Failure> {
+    explain::answer(explain)
+}
+
 /// Several answers as one page: a single one stays as it is, others become sections, with the sources of all at
 /// the end.
 fn join(title: &str, mut pages: Vec<Page>) -> Page {
@@ -94,6 +113,15 @@ fn join(title: &str, mut pages: Vec<Page>) -> Page {
     joined
 }
 
+/// `text` as the beginning of a sentence.
+fn capitalized(text: &str) -> String {
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) => first.to_uppercase().chain(characters).collect(),
+        None => String::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -109,6 +137,8 @@ mod tests {
             answer_decode(decode)
         } else if let Command::Encode(encode) = &cli.command {
             answer_encode(encode)
+        } else if let Command::Explain(explain) = &cli.command {
+            answer_explain(explain)
         } else {
             return;
         };
@@ -131,6 +161,16 @@ mod tests {
         ) {
             let fixed = ["paravane", "decode", what].into_iter().chain(options).map(str::to_owned);
             render(&fixed.chain(values).collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn any_name_is_explained_or_refused(
+            topic in prop::sample::select(&["hypercalls", "transition", "gdt", "no-such-topic"][..]),
+            name in "[0-9]{1,12}|0x[0-9a-fA-F_]{1,17}|[a-zA-Z_0-9-]{0,14}|\\PC{0,8}",
+            options in prop::sample::subsequence(&["--guest=32", "--hypervisor=32-nonpae", "--json"][..], 0..=2),
+        ) {
+            let fixed = ["paravane", "explain", topic].into_iter().chain(options).map(str::to_owned);
+            render(&fixed.chain([name]).collect::<Vec<_>>());
         }
 
         #[test]

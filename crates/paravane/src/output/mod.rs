@@ -4,7 +4,11 @@ pub mod page;
 pub mod svg;
 pub mod text;
 
-use std::io::{self, Write};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
 
 use serde_json::Value;
 
@@ -114,6 +118,18 @@ fn draw(page: &Page) -> Result<String, Failure> {
 pub fn write_raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     finish(out.write_all(bytes).and_then(|()| out.flush()))
+}
+
+/// Writes `bytes` into a new file, or to standard output for `-`.
+///
+/// # Errors
+///
+/// If the file or the output cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    if path == Path::new("-") {
+        return write_raw(bytes);
+    }
+    fs::write(path, bytes).map_err(|error| Failure::OutputFile { path: path.to_owned(), error })
 }
 
 fn finish(result: io::Result<()>) -> Result<(), Failure> {
