@@ -4,6 +4,7 @@
 //! whether and how it boots.
 #![forbid(unsafe_code)]
 
+pub mod domain;
 pub mod image;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -10,6 +10,8 @@ pub mod vector {
     pub const DIVIDE: u8 = 0;
     /// #DB: single step, breakpoints.
     pub const DEBUG: u8 = 1;
+    /// NMI.
+    pub const NMI: u8 = 2;
     /// #BP: INT3.
     pub const BREAKPOINT: u8 = 3;
     /// #OF: INTO.

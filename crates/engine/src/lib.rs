@@ -20,6 +20,7 @@
 
 mod context;
 mod exit;
+mod lookup;
 mod privileged;
 mod run;
 pub mod scripted;
@@ -29,5 +30,6 @@ pub use context::{
     SegmentAttributes, SegmentRegister, VcpuContext, XSAVE_HEADER, rflags,
 };
 pub use exit::{Exception, Exit, Interrupt, PageFault, SyscallKind, vector};
+pub use lookup::{LookupFault, lookup};
 pub use privileged::{ControlRegister, Port, Privileged, PrivilegedOp, StringIo, Width};
 pub use run::{Engine, Kick, ShadowStep, TlbFlush};

@@ -50,6 +50,8 @@ mod strings;
 mod system;
 mod tlb;
 mod trampoline;
+mod tsc;
 
 pub use engine::{Options, Stats, Translator, TranslatorError};
 pub use features::{Host, Leaf};
+pub use tsc::read_tsc;
