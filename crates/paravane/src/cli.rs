@@ -5,6 +5,7 @@ pub mod encode;
 mod explain;
 mod hypercall_page;
 mod inspect;
+mod run;
 mod shell;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use self::{
     explain::{DrawnTopic, Explain, Hypercalls, ModedTopic, PlainTopic, Topic, Transition},
     hypercall_page::{FormArg, HypercallPage},
     inspect::Inspect,
+    run::{RunArgs, TraceKind},
     shell::{Completions, Man},
 };
 
@@ -37,6 +39,9 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a PV kernel as an ordinary process
+    #[command(after_help = run::HELP)]
+    Run(RunArgs),
     /// Take a value apart: descriptor, selector, whole GDT …
     #[command(subcommand)]
     Decode(Decode),

@@ -32,6 +32,9 @@ pub enum Failure {
         /// What the system said.
         error: io::Error,
     },
+    /// Paravane or its host failed.
+    #[error("{0}")]
+    Internal(String),
     /// The answer was printed, and it is "no": a page that differs.
     #[error("{0}")]
     Negative(String),
@@ -45,6 +48,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Data(_) => 65,
             Self::Input { .. } => 66,
+            Self::Internal(_) => 70,
             Self::Output(_) | Self::OutputFile { .. } => 74,
         }
     }

@@ -9,3 +9,4 @@ pub mod commands;
 pub mod failure;
 pub mod input;
 pub mod output;
+pub mod run;

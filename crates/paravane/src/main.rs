@@ -9,7 +9,7 @@ use paravane::{cli::Cli, commands};
 
 fn main() -> ExitCode {
     match commands::run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(failure) => {
             eprintln!("paravane: {failure}");
             ExitCode::from(failure.exit_code())

@@ -13,6 +13,7 @@ mod hypercall_page;
 mod inspect;
 mod pte;
 mod register;
+mod run;
 mod selector;
 mod shell;
 
@@ -28,23 +29,25 @@ use crate::{
 };
 use register::Register;
 
-/// Runs `command` and prints what it answers.
+/// Runs `command`, prints what it answers, and returns the exit code.
 ///
 /// # Errors
 ///
 /// Whatever keeps the command from answering; see [`Failure`].
-pub fn run(command: Command) -> Result<(), Failure> {
+pub fn run(command: Command) -> Result<u8, Failure> {
     let (answer, format) = match command {
         Command::Decode(decode) => answer_decode(&decode)?,
         Command::Encode(encode) => answer_encode(&encode)?,
         Command::Explain(explain) => answer_explain(&explain)?,
         // The others can also write files or print something else than an answer.
-        Command::Inspect(arguments) => return inspect::run(&arguments),
-        Command::HypercallPage(arguments) => return hypercall_page::run(&arguments),
-        Command::Completions(completions) => return shell::completions(completions),
-        Command::Man(man) => return shell::man(&man),
+        Command::Inspect(arguments) => return inspect::run(&arguments).map(|()| 0),
+        Command::HypercallPage(arguments) => return hypercall_page::run(&arguments).map(|()| 0),
+        Command::Completions(completions) => return shell::completions(completions).map(|()| 0),
+        Command::Man(man) => return shell::man(&man).map(|()| 0),
+        Command::Run(args) => return run::run(args),
     };
-    output::emit(&answer, format)
+    output::emit(&answer, format)?;
+    Ok(0)
 }
 
 /// What `paravane decode` answers, and how to print it.

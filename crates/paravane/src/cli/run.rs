@@ -1,0 +1,78 @@
+//! The command line of `paravane run`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// The end of the help of `run`.
+pub(super) const HELP: &str = "\
+The guest's console is the terminal; Ctrl-A h lists the keys, Ctrl-A x quits.
+
+Exit codes:
+  0    the guest powered off, or asked to be rebooted
+  255  the guest crashed, panicked, or its watchdog expired
+  124  the time of --timeout ran out
+  130  stopped by Ctrl-A x or a signal
+  2, 65, 66, 70, 74  as for every command: `paravane --help`
+
+Examples:
+  paravane run vmlinuz -i initrd.img -p 'root=/dev/ram0 quiet' -m 512M
+  paravane run vmlinuz --trace hypercalls --log-file trace.txt --timeout 60";
+
+/// What to run, and how.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
+pub struct RunArgs {
+    /// The kernel: a bzImage or an ELF file, as it is packaged
+    pub kernel: PathBuf,
+    /// The initial ramdisk
+    #[arg(short, long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line; console=hvc0 is added unless it names a console
+    #[arg(short, long, value_name = "CMDLINE", default_value = "", allow_hyphen_values = true)]
+    pub parameters: String,
+    /// Memory, as in 512M or 4G
+    #[arg(short, long, value_name = "SIZE", default_value = "512M")]
+    pub memory: String,
+    /// Stop the guest after this many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<f64>,
+    /// Build the domain and say what it is, without running it
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print statistics at the end
+    #[arg(long)]
+    pub stats: bool,
+    /// Print only what the guest prints, and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print what the guest does
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub trace: Option<TraceKind>,
+    /// Write the trace to this file instead of standard error
+    #[arg(long, value_name = "FILE", requires = "trace")]
+    pub log_file: Option<PathBuf>,
+    /// A symbol map for crash reports, such as System.map
+    #[arg(long, value_name = "FILE")]
+    pub symbols: Option<PathBuf>,
+    /// Translate one instruction at a time: slow, to narrow down a fault of the translator
+    #[arg(long)]
+    pub one_insn_blocks: bool,
+}
+
+/// Values of `--trace`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TraceKind {
+    /// Every hypercall with its arguments and result
+    Hypercalls,
+}
+
+/// A time that can be waited for.
+fn seconds(text: &str) -> Result<f64, String> {
+    // Longer than a century is a mistake, and more than a Duration could hold is a panic.
+    const LONGEST: f64 = 4e9;
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds < LONGEST => Ok(seconds),
+        _ => Err("write a positive number of seconds, as in 60 or 0.5".to_owned()),
+    }
+}

@@ -1,0 +1,183 @@
+//! Puts a guest together: image, memory, domain, devices, engine.
+
+use std::{fs, sync::Arc};
+
+use paravane_abi::{
+    memory::E820Entry,
+    units::{DomId, PAGE_SIZE, Pfn, Port},
+};
+use paravane_builder::{
+    domain::{BuildError, BuildRequest, BuiltDomain, PlanError, build},
+    image::{self, Image},
+};
+use paravane_devices::{
+    console::Console,
+    xenstore::{Store, StoreConnection},
+};
+use paravane_engine::Engine;
+use paravane_hypervisor::{CONTROL_DOMAIN, CpuidPolicy, Domain, DomainConfig, Machine as Frames};
+use paravane_memory::Memory;
+use paravane_translate::{Options, Translator};
+use zerocopy::FromZeros;
+
+use super::{
+    RunConfig,
+    clock::Calibration,
+    machine::{Backends, Machine},
+    toolstack::{self, GuestFacts},
+};
+use crate::failure::Failure;
+
+/// The guest's own number: the first after the control domain.
+const GUEST: DomId = DomId(1);
+/// Ports that the guest may have, beyond which event channels need the FIFO interface's full range.
+const MAX_PORT: Port = Port((1 << 17) - 1);
+
+/// A guest that is ready to run.
+pub(super) struct Assembled {
+    pub(super) machine: Machine,
+    pub(super) engine: Translator,
+    /// A few lines about it.
+    pub(super) summary: String,
+}
+
+/// Reads the files and builds everything.
+pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembled, Failure> {
+    let file = image::read_file(&config.kernel).map_err(|error| Failure::Data(error.to_string()))?;
+    let image = Image::open(&file).map_err(|error| refused(config, &error))?;
+    let kernel = image.pv_kernel().map_err(|error| refused(config, &error))?;
+    let initrd = match &config.initrd {
+        None => None,
+        Some(path) => Some(fs::read(path).map_err(|error| Failure::Input { path: path.clone(), error })?),
+    };
+    let frames = Frames::plan(config.pages).map_err(|error| Failure::Usage(error.to_string()))?;
+    let memory = frames.allocate().map_err(|error| Failure::Internal(error.to_string()))?;
+    let memory = Arc::new(memory);
+    let engine =
+        Translator::new(Arc::clone(&memory), Options { one_instruction_blocks: config.one_insn_blocks });
+    let mut engine = engine.map_err(|error| Failure::Internal(error.to_string()))?;
+    let mut domain = new_domain(&frames, &memory, &engine, clock)?;
+    let console_port = domain.offer_port(CONTROL_DOMAIN).map_err(internal)?;
+    let store_port = domain.offer_port(CONTROL_DOMAIN).map_err(internal)?;
+    let mfn_of = |pfn: Pfn| frames.frame_of(pfn).unwrap_or(frames.zero);
+    let built = build(&BuildRequest {
+        kernel,
+        initrd: initrd.as_deref(),
+        command_line: &config.command_line,
+        pages: config.pages,
+        memory: &memory,
+        mfn_of: &mfn_of,
+        shared_info: frames.shared_info.base().unwrap_or_default(),
+        console_port,
+        store_port,
+    })
+    .map_err(|error| build_failed(config, &error))?;
+    let summary = summarise(config, &built);
+    let backends = connect(config, &mut domain, &memory, &built, (console_port, store_port))?;
+    let mut context = built.context;
+    domain.adopt(&frames, config.pages, &mut context).map_err(internal)?;
+    if config.trace.is_some() {
+        domain.trace_hypercalls();
+    }
+    *engine.context_mut() = context;
+    let machine = Machine::new(memory, domain, backends, config.trace.as_ref())?;
+    Ok(Assembled { machine, engine, summary })
+}
+
+fn new_domain(
+    frames: &Frames,
+    memory: &Arc<Memory>,
+    engine: &Translator,
+    clock: Calibration,
+) -> Result<Domain, Failure> {
+    let clock = clock.finish();
+    let mut handle = [0; 16];
+    // Any number will do where the host gives none.
+    if let Ok(uuid) = fs::read_to_string("/proc/sys/kernel/random/uuid") {
+        let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).collect();
+        handle = u128::from_str_radix(&digits, 16).unwrap_or(0).to_be_bytes();
+    }
+    let domain_config = DomainConfig {
+        id: GUEST,
+        max_vcpus: 1,
+        shared_info: frames.shared_info,
+        clock,
+        handle,
+        max_port: MAX_PORT,
+        cpuid: CpuidPolicy::new(|leaf, subleaf| engine.host().cpuid(leaf, subleaf), clock.tsc_hz),
+    };
+    Ok(Domain::new(Arc::clone(memory), &domain_config))
+}
+
+/// Binds the backends and fills xenstore.
+fn connect(
+    config: &RunConfig,
+    domain: &mut Domain,
+    memory: &Memory,
+    built: &BuiltDomain,
+    (console_port, store_port): (Port, Port),
+) -> Result<Backends, Failure> {
+    let mut map = E820Entry::new_zeroed();
+    map.size = (config.pages * PAGE_SIZE).into();
+    const RAM: u32 = 1;
+    map.kind = RAM.into();
+    domain.set_memory_map(vec![map]);
+    for port in [console_port, store_port] {
+        domain.bind_backend(port, CONTROL_DOMAIN).map_err(internal)?;
+    }
+    Console::new(memory, built.console).connect().map_err(internal)?;
+    let mut store = Store::new();
+    let facts = GuestFacts {
+        domain: GUEST,
+        name: config.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        pages: config.pages,
+        vcpus: 1,
+        store: (built.xenstore, store_port),
+        console: (built.console, console_port),
+    };
+    toolstack::populate(&mut store, &facts)
+        .map_err(|_| Failure::Internal("a key of xenstore is no path".to_owned()))?;
+    Ok(Backends {
+        console: built.console,
+        console_port,
+        store,
+        connection: StoreConnection::new(GUEST, built.xenstore),
+        store_port,
+        typed: std::collections::VecDeque::new(),
+        console_broken: false,
+    })
+}
+
+fn summarise(config: &RunConfig, built: &BuiltDomain) -> String {
+    format!(
+        "paravane: {} with {} MiB on the binary translator (x86-64 to x86-64); entry {:#x}{}\n",
+        config.kernel.display(),
+        (config.pages * PAGE_SIZE) >> 20,
+        built.context.rip,
+        match &built.plan.initrd {
+            Some(range) => format!(", initrd of {} pages", range.end.0 - range.start.0),
+            None => String::new(),
+        }
+    )
+}
+
+fn refused(config: &RunConfig, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Data(format!("{}: {error}", config.kernel.display()))
+}
+
+fn build_failed(config: &RunConfig, error: &BuildError) -> Failure {
+    match error {
+        BuildError::CommandLine { .. } => Failure::Usage(error.to_string()),
+        BuildError::Plan(PlanError::TooLittleMemory { .. } | PlanError::TooMuchMemory { .. }) => {
+            Failure::Usage(error.to_string())
+        }
+        BuildError::Plan(PlanError::OutOfAddresses { .. })
+        | BuildError::Guest32
+        | BuildError::Outside { .. } => refused(config, error),
+        BuildError::Memory(_) => Failure::Internal(error.to_string()),
+    }
+}
+
+fn internal(error: impl std::fmt::Display) -> Failure {
+    Failure::Internal(error.to_string())
+}

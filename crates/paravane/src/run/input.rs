@@ -1,0 +1,88 @@
+//! What comes from outside: standard input and signals.
+
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+    thread,
+};
+
+use rustix::termios::Termios;
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
+
+use super::{
+    Ending,
+    machine::Machine,
+    terminal::{self, Key, Keys},
+};
+use crate::failure::Failure;
+
+/// Starts the thread that passes standard input to the guest. On a terminal, Ctrl-A starts a command.
+///
+/// # Errors
+///
+/// If there is no thread to be had.
+pub(super) fn read_standard_input(machine: &Arc<Machine>, terminal: bool) -> Result<(), Failure> {
+    let machine = Arc::clone(machine);
+    spawn("input", move || {
+        let mut keys = terminal.then(Keys::default);
+        let mut buffer = [0; 512];
+        loop {
+            match io::stdin().lock().read(&mut buffer) {
+                Ok(0) => return,
+                Ok(count) => {
+                    let bytes = for_guest(&machine, keys.as_mut(), &buffer[..count]);
+                    machine.type_bytes(&bytes);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    })
+}
+
+/// The bytes that are meant for the guest; the others are obeyed.
+fn for_guest(machine: &Machine, keys: Option<&mut Keys>, bytes: &[u8]) -> Vec<u8> {
+    let Some(keys) = keys else { return bytes.to_owned() };
+    let mut guest = Vec::new();
+    for &byte in bytes {
+        match keys.typed(byte) {
+            None => {}
+            Some(Key::Guest(byte)) => guest.push(byte),
+            Some(Key::Quit) => machine.end(Ending::Quit),
+            Some(Key::Help) => show(terminal::HELP),
+            Some(Key::Statistics) => show(&machine.statistics().replace('\n', "\r\n")),
+        }
+    }
+    guest
+}
+
+fn show(text: &str) {
+    drop(io::stderr().lock().write_all(text.as_bytes()));
+}
+
+/// Starts the thread that waits for signals that end the program, so that the terminal gets its settings back.
+///
+/// # Errors
+///
+/// If the handlers cannot be installed.
+pub(super) fn watch_signals(machine: &Arc<Machine>, saved: Option<Termios>) -> Result<(), Failure> {
+    let machine = Arc::clone(machine);
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|error| Failure::Internal(format!("signal handlers cannot be installed: {error}")))?;
+    spawn("signals", move || {
+        if signals.forever().next().is_some() {
+            if let Some(saved) = &saved {
+                terminal::restore(saved);
+            }
+            machine.end(Ending::Quit);
+        }
+    })
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
+    spawned.map(drop).map_err(|error| Failure::Internal(format!("no thread for {name}: {error}")))
+}
