@@ -160,7 +160,7 @@ impl Domain {
         let machine = Machine::bare(&memory, config.shared_info);
         let pages = machine.max_pages;
         let domain = Self {
-            frame_table: FrameTable::new(machine, pages, config.max_vcpus),
+            frame_table: FrameTable::new(machine, pages, vcpus.len()),
             recent_faults: vec![RecentFaults::default(); config.max_vcpus as usize],
             memory_map: Vec::new(),
             memory,

@@ -13,7 +13,10 @@
 //! | `bounce.rs` | the frames by which control passes to the guest kernel |
 //! | `dispatch.rs`, `hypercalls/` | the hypercalls, a file for each family |
 //! | `frames/` | owners, types and counts of machine frames; page-table validation |
-//! | `events/`, `time.rs`, `grants/` | event channels, timers and clocks, grant tables |
+//! | `events/`, `grants/` | event channels; grant tables |
+//! | `schedule.rs`, `timers.rs`, `watchdog.rs` | which vCPU can run, what the others wait for |
+//! | `time.rs`, `timekeeping.rs`, `runstate.rs`, `areas.rs` | the clock, and what is published of it to the guest |
+//! | `claims.rs` | what all of these ask of frames |
 //! | `emulate/` | privileged instructions |
 //! | `guest.rs` | reading and writing guest memory at guest addresses |
 //!

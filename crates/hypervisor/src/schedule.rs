@@ -143,7 +143,7 @@ impl Domain {
             self.wake(vcpu);
         }
         if self.watchdogs.next_ns().is_some_and(|fires_ns| fires_ns <= now_ns) {
-            self.shut_down(ShutdownReason::Watchdog.number() as u8);
+            self.shut_down(code_of(ShutdownReason::Watchdog));
         }
     }
 
@@ -278,6 +278,16 @@ impl Domain {
         }
         code
     }
+}
+
+/// A reason as Xen keeps it: a byte.
+pub(crate) fn code_of(reason: ShutdownReason) -> u8 {
+    shutdown_code(reason.number())
+}
+
+/// A reason that a guest wrote, of which Xen keeps the low byte.
+pub(crate) fn shutdown_code(reason: u32) -> u8 {
+    reason.to_le_bytes()[0]
 }
 
 /// The verdict of a shutdown with that code.

@@ -27,17 +27,17 @@ pub struct ClockSource {
 
 /// The scale from TSC ticks to nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scale {
+pub(crate) struct Scale {
     /// `tsc_to_system_mul`.
-    pub mul: u32,
+    pub(crate) mul: u32,
     /// `tsc_shift`.
-    pub shift: i8,
+    pub(crate) shift: i8,
 }
 
 impl Scale {
     /// The scale of a TSC that counts `tsc_hz` times a second, with the shift that Xen would choose: the one
     /// that brings the frequency between 1 and 2 GHz.
-    pub fn of_frequency(tsc_hz: u64) -> Self {
+    pub(crate) fn of_frequency(tsc_hz: u64) -> Self {
         const SECOND: u64 = 1_000_000_000;
         let mut hz = u128::from(tsc_hz.clamp(1_000_000, 100_000_000_000)) << 16;
         let mut shift: i8 = 0;
@@ -55,7 +55,7 @@ impl Scale {
     }
 
     /// `ticks` in nanoseconds, as a guest computes it.
-    pub fn nanoseconds(self, ticks: u64) -> u64 {
+    pub(crate) fn nanoseconds(self, ticks: u64) -> u64 {
         let shifted = if self.shift < 0 { ticks >> -self.shift } else { ticks << self.shift };
         // A 64 by 32 bit product shifted down by 32 exceeds 64 bits only after centuries; the guest's own
         // arithmetic wraps likewise.

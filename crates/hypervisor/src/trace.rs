@@ -97,12 +97,10 @@ impl Argument<'_> {
     }
 
     fn is_read_before(&self) -> bool {
-        match self.arguments[self.index].kind {
-            ArgKind::Pointer(pointer) => match pointer.direction {
-                Direction::In | Direction::InOut => true,
-                Direction::Out => false,
-            },
-            _ => true,
+        let ArgKind::Pointer(pointer) = self.arguments[self.index].kind else { return true };
+        match pointer.direction {
+            Direction::In | Direction::InOut => true,
+            Direction::Out => false,
         }
     }
 
@@ -163,11 +161,10 @@ impl Argument<'_> {
     /// What lies behind the pointer: named in the table, or chosen by the command.
     fn element(&self, pointer: Pointer) -> Option<Element> {
         let name = if pointer.element == "*" {
-            let (position, family) =
-                self.arguments.iter().enumerate().find_map(|(position, argument)| match argument.kind {
-                    ArgKind::Command(family) => Some((position, family)),
-                    _ => None,
-                })?;
+            let (position, family) = self.arguments.iter().enumerate().find_map(|(position, argument)| {
+                let ArgKind::Command(family) = argument.kind else { return None };
+                Some((position, family))
+            })?;
             let number = self.args.get(position).copied()?;
             family.find(i64::from(low_signed(number)))?.facts.arg
         } else {
@@ -307,7 +304,7 @@ mod tests {
         let memory = Memory::new(ROOT, 8).unwrap();
         for (table, index, target) in [(0x10, 0, 0x11), (0x11, 0, 0x12), (0x12, 0, 0x13), (0x13, 1, 0x14u64)]
         {
-            memory.store_u64(MachAddr(table << 12 | index * 8), target << 12 | 7).unwrap();
+            memory.store_u64(MachAddr((table << 12) + index * 8), target << 12 | 7).unwrap();
         }
         memory
     }
@@ -315,7 +312,7 @@ mod tests {
     fn line(number: u64, args: Args, words: &[u64], result: i64) -> String {
         let memory = memory();
         for (word, index) in words.iter().zip(0..) {
-            memory.store_u64(MachAddr(0x14 << 12 | index * 8), *word).unwrap();
+            memory.store_u64(MachAddr((0x14 << 12) + index * 8), *word).unwrap();
         }
         let space = AddressSpace { memory: &memory, root: ROOT };
         Entry::new(&space, number, args).finish(&space, Some(result))

@@ -102,12 +102,16 @@ fn current_space<'a>(call: &'a Call<'_>) -> Option<AddressSpace<'a>> {
     call.context.root().map(|root| AddressSpace { memory: &call.domain.memory, root })
 }
 
-fn byte_count(width: Width) -> usize {
+fn width_bytes(width: Width) -> u32 {
     match width {
         Width::Byte => 1,
         Width::Word => 2,
         Width::Dword => 4,
     }
+}
+
+fn byte_count(width: Width) -> usize {
+    width_bytes(width) as usize
 }
 
 /// Whether the virtual IOPL, or for user mode and kernel alike the I/O bitmap, permits the ports.
@@ -116,7 +120,7 @@ fn permitted(call: &Call<'_>, port: Port, width: Width) -> bool {
         return true;
     }
     let Some(bitmap) = call.vcpu().io_bitmap else { return false };
-    let last = u32::from(port) + byte_count(width) as u32 - 1;
+    let last = u32::from(port) + width_bytes(width) - 1;
     if last >= bitmap.ports {
         return false;
     }

@@ -146,7 +146,7 @@ fn is_machine_check(number: u32) -> bool {
 }
 
 fn is_machine_check_control(number: u32) -> bool {
-    (MC0_CTL..MC0_CTL + 4 * MCE_BANKS).contains(&number) && number % 4 == 0
+    (MC0_CTL..MC0_CTL + 4 * MCE_BANKS).contains(&number) && number.is_multiple_of(4)
 }
 
 /// Fills the guest frame whose address `value` is with the hypercall page. The low twelve bits are the page's index,

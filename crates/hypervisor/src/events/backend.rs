@@ -13,7 +13,7 @@ use super::{Peer, State};
 use crate::domain::Domain;
 
 /// A backend cannot do that with a guest's port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PortError {
     /// The guest has no free port.

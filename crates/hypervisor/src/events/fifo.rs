@@ -47,7 +47,7 @@ const LINK_TRIES: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct QueueId {
     vcpu: VcpuId,
-    priority: u8,
+    priority: u32,
 }
 
 impl QueueId {
@@ -88,7 +88,7 @@ impl Fifo {
     }
 
     fn tail(&mut self, queue: QueueId) -> Option<&mut u32> {
-        self.vcpus.get_mut(queue.vcpu.0 as usize)?.tails.get_mut(usize::from(queue.priority))
+        self.vcpus.get_mut(queue.vcpu.0 as usize)?.tails.get_mut(queue.priority as usize)
     }
 }
 
@@ -219,7 +219,7 @@ impl Domain {
             return Err(Errno::Enoent);
         }
         let room = PAGE_SIZE - size_of::<FifoControlBlock>() as u64;
-        if u64::from(offset) > room || offset % 8 != 0 {
+        if u64::from(offset) > room || !offset.is_multiple_of(8) {
             return Err(Errno::Einval);
         }
         let has_one =
@@ -248,7 +248,7 @@ impl Domain {
             let pending = self.two_level_is_pending(port);
             if let Some(channel) = self.events.ports.get_mut(port) {
                 channel.pending |= pending;
-                channel.priority = PRIORITY_DEFAULT as u8;
+                channel.priority = PRIORITY_DEFAULT;
             }
         }
     }
@@ -268,8 +268,8 @@ impl Domain {
         if let Some(fifo) = self.events.fifo.as_mut() {
             fifo.pages.push(frame);
         }
-        // Fits: bounded by MAX_PAGES.
-        let first = pages as u32 * WORDS_PER_PAGE;
+        let Ok(page) = u32::try_from(pages) else { return Ok(()) };
+        let first = page * WORDS_PER_PAGE;
         let end = self.events.ports.len().min(first + WORDS_PER_PAGE);
         for port in (first..end).map(Port) {
             let kept =
@@ -299,8 +299,7 @@ impl Domain {
         if priority > PRIORITY_MIN {
             return Err(Errno::Einval);
         }
-        // Fits: at most 15.
-        channel.priority = priority as u8;
+        channel.priority = priority;
         Ok(())
     }
 

@@ -65,7 +65,7 @@ pub(crate) struct Channel {
     /// The vCPU that it notifies.
     pub(crate) notifies: VcpuId,
     /// Its FIFO priority, 0 highest to 15.
-    pub(crate) priority: u8,
+    pub(crate) priority: u32,
     /// Raised before the FIFO array had a word for it.
     pub(crate) pending: bool,
     /// The FIFO queue that it was last put on.
@@ -76,7 +76,7 @@ impl Channel {
     const FREE: Self = Self {
         state: State::Free,
         notifies: VcpuId(0),
-        priority: fifo::PRIORITY_DEFAULT as u8,
+        priority: fifo::PRIORITY_DEFAULT,
         pending: false,
         last_queue: QueueId::FIRST,
     };
@@ -122,8 +122,8 @@ impl Ports {
 
     /// How many ports the table holds now, port 0 included.
     pub(crate) fn len(&self) -> u32 {
-        // Fits: never grows beyond the FIFO ABI's number of ports.
-        self.channels.len() as u32
+        // It never grows beyond the FIFO ABI's number of ports.
+        u32::try_from(self.channels.len()).unwrap_or(u32::MAX)
     }
 
     /// The lowest port that is free, not `busy` and below `limit`, which becomes `state`.

@@ -86,8 +86,7 @@ impl Domain {
     ) -> Result<(), AdoptError> {
         self.check(machine, pages)?;
         let vcpus = self.frame_table.vcpus.len();
-        // Fits: the number came from a u32.
-        self.frame_table = FrameTable::new(machine.clone(), pages, vcpus as u32);
+        self.frame_table = FrameTable::new(machine.clone(), pages, vcpus);
         if self.frame_table.record(machine.frames.start).is_none() {
             return Err(AdoptError::NoRecords { frames: machine.frame_count() });
         }
@@ -148,13 +147,14 @@ fn explain(errno: Errno, bad: Option<BadEntry>) -> String {
     let Some(BadEntry { table, level, slot, entry }) = bad else {
         return "the root is not a frame of the guest's that can be a page table".to_owned();
     };
-    let why = match errno {
-        Errno::Eperm => "maps a frame that is not memory",
-        Errno::Ebusy => "maps a frame that is not the guest's, or maps a page table for writing",
-        _ if level == Level::L1 => "has bits set that a PV guest may not set",
-        _ => {
-            "has bits set that a PV guest may not set, or names a frame that cannot be a table of the level below"
-        }
+    let why = if errno == Errno::Eperm {
+        "maps a frame that is not memory"
+    } else if errno == Errno::Ebusy {
+        "maps a frame that is not the guest's, or maps a page table for writing"
+    } else if level == Level::L1 {
+        "has bits set that a PV guest may not set"
+    } else {
+        "has bits set that a PV guest may not set, or names a frame that cannot be a table of the level below"
     };
-    format!("entry {slot} ({entry:#x}) of the {level:?} table in frame {table} {why}")
+    format!("entry {slot} ({entry:#x}) of the {level} table in frame {table} {why}")
 }

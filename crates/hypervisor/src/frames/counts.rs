@@ -45,10 +45,7 @@ impl From<NoFrame> for Errno {
 impl Frames<'_> {
     /// Takes a reference to a frame of the guest's.
     pub(crate) fn get(&mut self, frame: Mfn) -> Result<(), NoFrame> {
-        if self.table.owner(frame) != Owner::Guest {
-            return Err(NoFrame);
-        }
-        let record = self.table.record_mut(frame).ok_or(NoFrame)?;
+        let record = self.table.own_record_mut(frame).ok_or(NoFrame)?;
         record.refs = record.refs.checked_add(1).ok_or(NoFrame)?;
         Ok(())
     }

@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 
 /// log2 of the largest block, in frames, plus one. Guests may ask for 2^9; larger blocks only keep the sets small.
-const ORDERS: usize = 19;
+const ORDERS: u32 = 19;
 
 /// The free frames, by number.
 #[derive(Debug, Default)]
 pub(crate) struct FreeFrames {
     /// The first frames of the free blocks of each order.
-    blocks: [BTreeSet<u64>; ORDERS],
+    blocks: [BTreeSet<u64>; ORDERS as usize],
 }
 
 impl FreeFrames {
@@ -20,9 +20,9 @@ impl FreeFrames {
     pub(crate) fn insert(&mut self, first: u64, count: u64) {
         let (mut at, end) = (first, first.saturating_add(count));
         while at < end {
-            let aligned = at.trailing_zeros().min(ORDERS as u32 - 1);
+            let aligned = at.trailing_zeros().min(ORDERS - 1);
             let fitting = (end - at).ilog2();
-            let order = aligned.min(fitting) as usize;
+            let order = aligned.min(fitting);
             self.insert_block(at, order);
             at += 1 << order;
         }
@@ -30,29 +30,28 @@ impl FreeFrames {
 
     /// Takes an aligned run of `1 << order` frames, all of them below `limit`. Lower frames are preferred.
     pub(crate) fn take(&mut self, order: u32, limit: u64) -> Option<u64> {
-        let order = order as usize;
         let fits = |first: u64| first.checked_add(1 << order).is_some_and(|end| end <= limit);
         let found = (order..ORDERS).find_map(|larger| {
-            self.blocks[larger].first().filter(|first| fits(**first)).map(|first| (larger, *first))
+            self.blocks[larger as usize].first().filter(|first| fits(**first)).map(|first| (larger, *first))
         });
         let (larger, first) = found?;
-        self.blocks[larger].remove(&first);
+        self.blocks[larger as usize].remove(&first);
         for half in order..larger {
-            self.blocks[half].insert(first + (1 << half));
+            self.blocks[half as usize].insert(first + (1 << half));
         }
         Some(first)
     }
 
-    fn insert_block(&mut self, mut first: u64, mut order: usize) {
+    fn insert_block(&mut self, mut first: u64, mut order: u32) {
         while order + 1 < ORDERS {
             let buddy = first ^ 1 << order;
-            if !self.blocks[order].remove(&buddy) {
+            if !self.blocks[order as usize].remove(&buddy) {
                 break;
             }
             first = first.min(buddy);
             order += 1;
         }
-        self.blocks[order].insert(first);
+        self.blocks[order as usize].insert(first);
     }
 
     /// How many frames are free.

@@ -1,37 +1,23 @@
 //! Levels of a page table, and what frames can be used as.
 
+pub(crate) use paravane_x86::pte::Level;
 use zerocopy::FromZeros;
 
-/// A level of a long-mode page table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Level {
-    /// Entries are mappings of pages.
-    L1 = 1,
-    /// Entries name L1 tables.
-    L2,
-    /// Entries name L2 tables.
-    L3,
-    /// Entries name L3 tables: the root.
-    L4,
+/// The level of the tables that entries of `level` name; `None` for L1, whose entries map pages.
+pub(crate) fn below(level: Level) -> Option<Level> {
+    match level {
+        Level::L1 => None,
+        Level::L2 => Some(Level::L1),
+        Level::L3 => Some(Level::L2),
+        Level::L4 => Some(Level::L3),
+    }
 }
 
-impl Level {
-    /// The level of the tables that entries of this one name; `None` for L1, whose entries map pages.
-    pub(crate) fn child(self) -> Option<Self> {
-        match self {
-            Self::L1 => None,
-            Self::L2 => Some(Self::L1),
-            Self::L3 => Some(Self::L2),
-            Self::L4 => Some(Self::L3),
-        }
-    }
-
-    /// The slot of `address` in a table of this level.
-    pub(crate) fn slot(self, address: u64) -> usize {
-        let shift = 12 + 9 * (self as u32 - 1);
-        // Fits: nine bits.
-        (address >> shift & 0x1ff) as usize
-    }
+/// The slot of `address` in a table of `level`.
+pub(crate) fn slot_of(level: Level, address: u64) -> usize {
+    let shift = 12 + 9 * (level.number() - 1);
+    // Fits: nine bits.
+    (address >> shift & 0x1ff) as usize
 }
 
 /// What a frame is used as. Only one use at a time: a page table is never writable.

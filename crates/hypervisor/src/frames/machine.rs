@@ -4,10 +4,10 @@
 //! frame numbers differ and a mix-up shows. Xen's own frames come first, then the guest's memory:
 //!
 //! ```text
-//!  FIRST                                                                                        2 MiB aligned
-//!  +-------------+-----+------------+---------------+------------------+------------------+-----+------------ ~
-//!  | shared_info | GDT | zero page  | grant frames  | grant status     | M2P L3, L2s, L1s | M2P | memory
-//!  +-------------+-----+------------+---------------+------------------+------------------+-----+------------ ~
+//!  FIRST                                                                           2 MiB aligned
+//!  +-------------+-----+--------------+--------------+------------------+-----+----+------------ ~
+//!  | shared_info | GDT | grant frames | grant status | M2P L3, L2s, L1s | M2P |    | memory
+//!  +-------------+-----+--------------+--------------+------------------+-----+----+------------ ~
 //! ```
 //!
 //! The machine-to-physical table (M2P) is an array of 64-bit pseudo-physical frame numbers, indexed by machine
@@ -67,8 +67,6 @@ pub struct Machine {
     pub shared_info: Mfn,
     /// Page 14 of every vCPU's GDT.
     pub gdt: Mfn,
-    /// A page that stays zero.
-    pub zero: Mfn,
     /// Room for grant tables, version 1 or 2.
     pub grants: Range<Mfn>,
     /// Room for the status words of version 2.
@@ -121,7 +119,6 @@ impl Machine {
         };
         let shared_info = take(1).start;
         let gdt = take(1).start;
-        let zero = take(1).start;
         let grants = take(GRANT_FRAMES);
         let grant_status = take(GRANT_STATUS_FRAMES);
         let pages = page_of(Self::FIRST.0)..page_of(Self::FIRST.0 + described - 1) + 1;
@@ -135,7 +132,6 @@ impl Machine {
             frames: Self::FIRST..memory.end,
             shared_info,
             gdt,
-            zero,
             grants,
             grant_status,
             m2p_tables,
@@ -157,7 +153,6 @@ impl Machine {
             frames,
             shared_info,
             gdt: shared_info,
-            zero: shared_info,
             grants: first..first,
             grant_status: first..first,
             m2p_tables: first..first,
@@ -308,7 +303,7 @@ fn fill_table(
     let mut entries = [0_u64; PAGE_BYTES / 8];
     for (index, frame) in range.zip(frame..) {
         // Fits: below 512.
-        entries[(index % PER_PAGE) as usize] = frame * PAGE_SIZE | flags;
+        entries[(index % PER_PAGE) as usize] = (frame * PAGE_SIZE) | flags;
     }
     memory.write(MachAddr(table * PAGE_SIZE), entries.as_bytes())
 }
@@ -351,7 +346,7 @@ mod tests {
             memory
                 .store_u64(
                     MachAddr(root.0 * PAGE_SIZE + 256 * 8),
-                    machine.m2p_root().0 * PAGE_SIZE | M2P_TABLE,
+                    (machine.m2p_root().0 * PAGE_SIZE) | M2P_TABLE,
                 )
                 .unwrap();
             let translate = |mfn: u64, access| {

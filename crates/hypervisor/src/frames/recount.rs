@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     entry::{ENTRIES, Entry},
-    level::{Level, Use},
+    level::{Level, Use, below},
     table::{FrameTable, Owner, Record, flags},
     validate::{is_guest_slot, slot_address},
 };
@@ -108,7 +108,7 @@ impl Tally<'_> {
             if !entry.is_present() || !is_guest_slot(level, slot) {
                 continue;
             }
-            match level.child() {
+            match below(level) {
                 None if entry.is_writable() => self.add_use(frame, Use::Writable),
                 None => self.found.entry(frame).or_default().refs += 1,
                 Some(_) if frame == table => {}

@@ -172,7 +172,7 @@ impl FrameTable {
     /// The frames of a guest whose first `pages` pages are populated.
     ///
     /// If the host has no memory for the records, no frame exists.
-    pub(crate) fn new(machine: Machine, pages: u64, vcpus: u32) -> Self {
+    pub(crate) fn new(machine: Machine, pages: u64, vcpus: usize) -> Self {
         let count = usize::try_from(machine.frame_count()).unwrap_or(usize::MAX);
         let records = Record::new_vec_zeroed(count).unwrap_or_default();
         let populated = pages.min(machine.max_pages);
@@ -186,7 +186,7 @@ impl FrameTable {
             populated,
             owned: populated,
             free,
-            vcpus: vec![VcpuFrames::default(); vcpus as usize],
+            vcpus: vec![VcpuFrames::default(); vcpus],
             loans: BTreeMap::new(),
             clock: 1,
             work: 0,
@@ -219,12 +219,22 @@ impl FrameTable {
 
     /// Whose `frame` is.
     pub(crate) fn owner(&self, frame: Mfn) -> Owner {
-        let Some(record) = self.record(frame) else { return Owner::Outside };
+        self.record(frame).map_or(Owner::Outside, |record| self.owner_by(frame, record))
+    }
+
+    fn owner_by(&self, frame: Mfn, record: &Record) -> Owner {
         if record.has(flags::SHARED) {
             return Owner::Guest;
         }
         let Some(offset) = frame.0.checked_sub(self.machine.memory.start.0) else { return Owner::Xen };
         if (offset < self.populated) == record.has(flags::FLIPPED) { Owner::Nobody } else { Owner::Guest }
+    }
+
+    /// The record of a frame of the guest's, to change.
+    pub(crate) fn own_record_mut(&mut self, frame: Mfn) -> Option<&mut Record> {
+        let index = self.index(frame)?;
+        let record = self.records.get(index)?;
+        (self.owner_by(frame, record) == Owner::Guest).then(|| &mut self.records[index])
     }
 
     /// How many pages the guest has.
@@ -296,9 +306,8 @@ impl FrameTable {
 
     /// Asks for the flushes without which a vCPU may still use translations from `since`.
     pub(crate) fn flush_stale(&mut self, since: u32, flushes: &mut Vec<Flush>) {
-        for (index, _) in self.vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.flushed_at <= since) {
-            // Fits: vCPU numbers are 32 bits.
-            flushes.push(Flush { vcpu: VcpuId(index as u32), what: TlbFlush::All });
+        for (number, _) in (0..).zip(&self.vcpus).filter(|(_, vcpu)| vcpu.flushed_at <= since) {
+            flushes.push(Flush { vcpu: VcpuId(number), what: TlbFlush::All });
         }
         self.clock = self.clock.saturating_add(1);
         let now = self.clock;

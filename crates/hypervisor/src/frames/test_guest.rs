@@ -9,13 +9,13 @@ use paravane_abi::{
 };
 use paravane_engine::{Exit, Gpr, PageFault, VcpuContext};
 use paravane_memory::paging::FaultCode;
+use paravane_x86::pte::PteFlags;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{
     Machine,
     entry::{ACCESSED, DIRTY, PRESENT, USER, WRITABLE},
-    level::Level,
-    validate::slot_address,
+    level::{Level, slot_of},
 };
 use crate::{
     ClockSource, CpuidPolicy, DomainConfig, Tsc,
@@ -28,6 +28,10 @@ pub(crate) const BASE: u64 = 0xffff_ffff_8000_0000;
 pub(crate) const PAGES: u64 = 64;
 /// Pages that the guest may have.
 pub(crate) const MAX_PAGES: u64 = 96;
+
+/// Bits that validation sets.
+pub(crate) const GLOBAL: u64 = PteFlags::GLOBAL.bits();
+pub(crate) const GUEST_KERNEL: u64 = PteFlags::GUEST_KERNEL.bits();
 
 /// What the builder's page tables have in their entries.
 pub(crate) const LEAF: u64 = PRESENT | WRITABLE | ACCESSED;
@@ -71,7 +75,7 @@ impl TestGuest {
         };
         let domain = Domain::new(memory, &config);
         let mut guest = Self { machine, domain, context: VcpuContext::new() };
-        let slot = |level: Level| level.slot(BASE) as u64;
+        let slot = |level: Level| slot_of(level, BASE) as u64;
         guest.poke(L4_PFN, slot(Level::L4), guest.entry(L3_PFN, TABLE));
         guest.poke(L3_PFN, slot(Level::L3), guest.entry(L2_PFN, TABLE));
         guest.poke(L2_PFN, slot(Level::L2), guest.entry(L1_PFN, TABLE));
@@ -105,7 +109,7 @@ impl TestGuest {
 
     /// An entry that names a page.
     pub(crate) fn entry(&self, pfn: u64, flags: u64) -> u64 {
-        self.mfn(pfn).0 * PAGE_SIZE | flags
+        (self.mfn(pfn).0 * PAGE_SIZE) | flags
     }
 
     /// Where a page is mapped.
@@ -115,7 +119,7 @@ impl TestGuest {
 
     /// The machine address of a word in a page.
     pub(crate) fn word(&self, pfn: u64, index: u64) -> MachAddr {
-        slot_address(self.mfn(pfn), index as usize)
+        MachAddr(self.mfn(pfn).0 * PAGE_SIZE + index * 8)
     }
 
     /// Writes a word behind everybody's back.

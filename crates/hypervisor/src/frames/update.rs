@@ -65,7 +65,7 @@ impl Frames<'_> {
             }
             return Ok(updated);
         }
-        if new.forbidden(level) != 0 {
+        if new.is_forbidden(level) {
             return Err(Errno::Einval);
         }
         let new = new.adjusted(level);

@@ -30,7 +30,7 @@ use zerocopy::IntoBytes;
 use super::{
     counts::Frames,
     entry::{ENTRIES, Entry, FRAME},
-    level::{Level, Use},
+    level::{Level, Use, below},
     machine::M2P_TABLE,
     table::{BadEntry, Owner},
 };
@@ -69,10 +69,11 @@ impl Frames<'_> {
     }
 
     /// Checks all entries of a frame that is to become a table of `level`, takes what they hold and stores them as Xen
-    /// does. On failure nothing is held.
+    /// does. On failure nothing is held, and the entries stay as they were.
     pub(super) fn validate_table(&mut self, table: Mfn, level: Level) -> Result<(), Errno> {
         self.table.work += ENTRIES as u64;
         let entries = self.entries(table);
+        let mut stored = entries;
         for (slot, &raw) in entries.iter().enumerate() {
             let entry = Entry(raw);
             if !entry.is_present() || !is_guest_slot(level, slot) {
@@ -85,18 +86,17 @@ impl Frames<'_> {
                 self.put_entries(table, level, &entries[..slot]);
                 return Err(errno);
             }
-            let stored = entry.adjusted(level);
-            if stored != entry {
-                self.store(table, slot, stored);
-            }
+            stored[slot] = entry.adjusted(level).0;
         }
         if level == Level::L4 {
-            for slot in XEN_SLOTS {
-                self.store(table, slot, Entry(0));
-            }
-            if self.strict_m2p {
-                self.show_m2p(table);
-            }
+            stored[XEN_SLOTS].fill(0);
+        }
+        // All at once: that is quicker than entry by entry, and whatever a vCPU writes through a stale translation while
+        // the entries are looked at is gone.
+        let written = self.memory.write(slot_address(table, 0), stored.as_bytes());
+        debug_assert!(written.is_ok(), "the guest's frames lie in memory");
+        if level == Level::L4 && self.strict_m2p {
+            self.show_m2p(table);
         }
         Ok(())
     }
@@ -129,10 +129,10 @@ impl Frames<'_> {
         entry: Entry,
         mappable: Mappable,
     ) -> Result<(), Errno> {
-        if entry.forbidden(level) != 0 {
+        if entry.is_forbidden(level) {
             return Err(Errno::Einval);
         }
-        match level.child() {
+        match below(level) {
             None => self.get_mapped(entry, mappable),
             Some(child) => match self.get_with_use(entry.frame(), Use::table(child)) {
                 Err(Errno::Einval) => self.get_linear(table, level, entry),
@@ -149,18 +149,30 @@ impl Frames<'_> {
     /// for a frame that is not the guest's, or that may not be written.
     fn get_mapped(&mut self, entry: Entry, mappable: Mappable) -> Result<(), Errno> {
         let frame = entry.frame();
-        match self.table.owner(frame) {
-            Owner::Guest if mappable == Mappable::Own => {}
-            Owner::Guest | Owner::Xen | Owner::Nobody => return Err(Errno::Ebusy),
-            Owner::Outside if entry.0 & FRAME == FRAME => return Err(Errno::Einval),
-            Owner::Outside => return Err(Errno::Eperm),
+        let record = self.table.own_record_mut(frame).filter(|_| mappable == Mappable::Own);
+        let Some(record) = record else { return Err(self.unmappable(entry)) };
+        let refs = record.refs.checked_add(1).ok_or(Errno::Ebusy)?;
+        // By far the most mappings are of pages that are mapped writable already, or are not to be.
+        if entry.is_writable() && record.is_used_as(Use::Writable) {
+            record.uses = record.uses.checked_add(1).ok_or(Errno::Ebusy)?;
+            record.refs = refs;
+            return Ok(());
         }
-        self.get(frame).map_err(|_| Errno::Ebusy)?;
+        record.refs = refs;
         if entry.is_writable() && self.get_use(frame, Use::Writable).is_err() {
             self.put(frame);
             return Err(Errno::Ebusy);
         }
         Ok(())
+    }
+
+    /// Why a frame cannot be mapped.
+    fn unmappable(&self, entry: Entry) -> Errno {
+        match self.table.owner(entry.frame()) {
+            Owner::Guest | Owner::Xen | Owner::Nobody => Errno::Ebusy,
+            Owner::Outside if entry.0 & FRAME == FRAME => Errno::Einval,
+            Owner::Outside => Errno::Eperm,
+        }
     }
 
     /// Takes what an entry holds that names a table of its own level.
@@ -238,7 +250,7 @@ impl Frames<'_> {
     pub(super) fn show_m2p(&self, root: Mfn) {
         let tables = self.table.machine.m2p_root();
         if self.table.machine.has_m2p() {
-            self.store(root, M2P_SLOT, Entry(tables.0 * PAGE_SIZE | M2P_TABLE));
+            self.store(root, M2P_SLOT, Entry((tables.0 * PAGE_SIZE) | M2P_TABLE));
         }
     }
 

@@ -5,7 +5,7 @@ use paravane_memory::{Memory, paging::FaultCode};
 
 use super::{
     entry::{Entry, NO_EXECUTE, USER},
-    level::Level,
+    level::{Level, slot_of},
     validate::slot_address,
 };
 use crate::guest::is_guest_address;
@@ -31,7 +31,7 @@ pub(crate) fn find_leaf(memory: &Memory, root: Mfn, address: GuestVirt) -> Optio
     let mut table = root;
     let mut rights = !NO_EXECUTE;
     for level in [Level::L4, Level::L3, Level::L2, Level::L1] {
-        let slot = level.slot(address.0);
+        let slot = slot_of(level, address.0);
         let entry = Entry(memory.load_u64(slot_address(table, slot)).ok()?);
         rights = rights & entry.0 | (rights | entry.0) & NO_EXECUTE;
         if level == Level::L1 {

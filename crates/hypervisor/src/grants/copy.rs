@@ -8,7 +8,10 @@ use paravane_abi::{
 };
 
 use super::pins::{Extent, Purpose, Refused, Uses, control_domain_grant};
-use crate::domain::{CONTROL_DOMAIN, Domain};
+use crate::{
+    dispatch::narrow,
+    domain::{CONTROL_DOMAIN, Domain},
+};
 
 /// One use, by a CPU.
 const ONCE: Uses = Uses { by_cpu: 1, by_device: 0 };
@@ -68,8 +71,8 @@ impl Domain {
     }
 
     fn hold(&mut self, side: &CopySide, is_grant: bool, writable: bool) -> Result<Held, Refused> {
-        // Fits: the low half of the union is the grant.
-        let grant = is_grant.then_some(GrantRef(side.place as u32));
+        // The low half of the union is the grant.
+        let grant = is_grant.then_some(GrantRef(narrow(side.place)));
         let extent = match grant {
             Some(reference) if self.named_domain(DomId(side.domid)) != self.id => {
                 return Err(control_domain_grant(reference));

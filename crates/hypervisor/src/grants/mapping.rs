@@ -52,9 +52,10 @@ impl Mappings {
             self.slots[handle as usize] = Some(mapping);
             return handle;
         }
+        // Bounded by MAX_MAPPINGS.
+        let handle = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         self.slots.push(Some(mapping));
-        // Fits: bounded by MAX_MAPPINGS.
-        (self.slots.len() - 1) as u32
+        handle
     }
 
     fn get(&self, handle: u32) -> Option<Mapping> {
@@ -215,7 +216,7 @@ impl Call<'_> {
     fn mapping_slot(&self, address: u64, flags: u32) -> Result<(Mfn, usize), Refused> {
         let (table, slot) = if flags & gntmap::CONTAINS_PTE != 0 {
             let at = MachAddr(address);
-            if at.offset() % size_of::<u64>() != 0 {
+            if !at.offset().is_multiple_of(size_of::<u64>()) {
                 return Err(general("the address of an entry is a multiple of 8"));
             }
             (at.frame(), at.offset() / size_of::<u64>())

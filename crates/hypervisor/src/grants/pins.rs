@@ -30,6 +30,11 @@ const CONTROL_ENTRIES: u32 = 512;
 /// How often an entry of version 1 is tried to be exchanged.
 const TRIES: u32 = 5;
 
+/// Bytes of a page, as grants count them.
+const PAGE_LENGTH: u16 = 4096;
+
+const _: () = assert!(PAGE_LENGTH as usize == PAGE_BYTES);
+
 /// What a grant is used for. The uses are counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Purpose {
@@ -64,7 +69,7 @@ pub(super) struct Extent {
 impl Extent {
     /// A whole page.
     pub(super) fn page(frame: u64) -> Self {
-        Self { frame: Mfn(frame), start: 0, length: PAGE_BYTES as u16, part: false }
+        Self { frame: Mfn(frame), start: 0, length: PAGE_LENGTH, part: false }
     }
 }
 
@@ -159,7 +164,6 @@ impl Head {
         self.0 as u16
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the high half")]
     fn domain(self) -> DomId {
         DomId((self.0 >> 16) as u16)
     }

@@ -3,16 +3,16 @@
 use core::ops::Range;
 use std::collections::BTreeMap;
 
-use paravane_abi::{
-    grant_table::{GrantEntryV1, GrantEntryV2Full},
-    units::{GrantRef, MachAddr, Mfn, PAGE_SIZE},
-};
+use paravane_abi::units::{GrantRef, MachAddr, Mfn, PAGE_SIZE};
 
 use super::{mapping::Mappings, pins::Pinned};
 use crate::domain::Domain;
 
 /// Frames of the table that exist from the start.
 const INITIAL_FRAMES: u32 = 1;
+
+/// How many frames of entries one frame of status words describes: 256 entries a frame, 2048 words a frame.
+const FRAMES_PER_STATUS_FRAME: u32 = 8;
 
 /// The machine frames set aside for a domain's grant table. Their numbers bound the table's size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,12 +50,17 @@ impl Version {
         }
     }
 
+    /// Entries in a page.
+    fn entries_per_page(self) -> u32 {
+        match self {
+            Self::V1 => 512,
+            Self::V2 => 256,
+        }
+    }
+
     /// Bytes of an entry.
     fn entry_bytes(self) -> u64 {
-        match self {
-            Self::V1 => size_of::<GrantEntryV1>() as u64,
-            Self::V2 => size_of::<GrantEntryV2Full>() as u64,
-        }
+        PAGE_SIZE / u64::from(self.entries_per_page())
     }
 }
 
@@ -93,15 +98,13 @@ impl GrantTable {
     /// How many frames may hold entries: never more than there are status words for.
     pub(crate) fn max_frames(&self) -> u32 {
         let count = |range: &Range<Mfn>| range.end.0.saturating_sub(range.start.0);
-        let described = count(&self.frames.status).saturating_mul(FRAMES_PER_STATUS_FRAME);
+        let described = count(&self.frames.status).saturating_mul(FRAMES_PER_STATUS_FRAME.into());
         u32::try_from(count(&self.frames.shared).min(described)).unwrap_or(u32::MAX)
     }
 
     /// How many entries there are.
     pub(crate) fn entries(&self) -> u32 {
-        // Fits: a page has at most 512 entries, and machine memory bounds the pages.
-        let per_page = (PAGE_SIZE / self.version.entry_bytes()) as u32;
-        self.frame_count.saturating_mul(per_page)
+        self.frame_count.saturating_mul(self.version.entries_per_page())
     }
 
     /// The frames that hold entries.
@@ -134,13 +137,9 @@ impl GrantTable {
     }
 }
 
-/// How many frames of entries one frame of status words describes: 256 entries a frame, 2048 words a frame.
-const FRAMES_PER_STATUS_FRAME: u64 = 8;
-
 /// Frames of status words for so many frames of entries.
 pub(super) fn status_frames_for(frames: u32) -> u32 {
-    // Fits: less than the argument.
-    u64::from(frames).div_ceil(FRAMES_PER_STATUS_FRAME) as u32
+    frames.div_ceil(FRAMES_PER_STATUS_FRAME)
 }
 
 impl Domain {

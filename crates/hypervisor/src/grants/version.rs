@@ -33,12 +33,12 @@ impl Domain {
             return Err(Errno::Ebusy);
         }
         match version {
-            Version::V2 => self.to_version_2(),
-            Version::V1 => self.to_version_1(),
+            Version::V2 => self.begin_version_2(),
+            Version::V1 => self.return_to_version_1(),
         }
     }
 
-    fn to_version_2(&mut self) -> Result<(), Errno> {
+    fn begin_version_2(&mut self) -> Result<(), Errno> {
         let mut entries = [GrantEntryV1::new_zeroed(); RESERVED_ENTRIES as usize];
         for (reference, entry) in references().zip(&mut entries) {
             *entry = self.memory.read_value(self.grants.entry(reference)).map_err(|_| Errno::Enomem)?;
@@ -60,7 +60,7 @@ impl Domain {
         Ok(())
     }
 
-    fn to_version_1(&mut self) -> Result<(), Errno> {
+    fn return_to_version_1(&mut self) -> Result<(), Errno> {
         if self.grants.has_part_in_use() {
             return Err(Errno::Eagain);
         }

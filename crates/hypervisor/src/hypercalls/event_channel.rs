@@ -109,6 +109,11 @@ pub(crate) fn event_channel_op_compat(call: &mut Call<'_>, argument: u64) -> Res
     }
 }
 
+/// Bits of a link, as `EVTCHNOP_init_control` answers.
+const LINK_BITS: u8 = 17;
+
+const _: () = assert!(LINK_BITS as u32 == fifo::LINK_BITS);
+
 /// The domain that an operation names must be the guest's own.
 ///
 /// # Errors
@@ -227,7 +232,6 @@ fn init_control(call: &mut Call<'_>, at: GuestVirt) -> Result<(), Refusal> {
     let mut request: InitControl = call.space().read_value(at)?;
     let frame = Mfn(request.control_gfn);
     call.domain.fifo_init_control(VcpuId(request.vcpu), frame, request.offset)?;
-    // Fits: 17.
-    request.link_bits = fifo::LINK_BITS as u8;
+    request.link_bits = LINK_BITS;
     Ok(call.space().write_value(at, &request)?)
 }

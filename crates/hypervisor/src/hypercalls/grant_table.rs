@@ -229,9 +229,8 @@ fn set_version(call: &mut Call<'_>, at: GuestVirt) -> Result<Outcome, Refusal> {
 
 fn get_version(call: &mut Call<'_>, at: GuestVirt) -> Result<Outcome, Refusal> {
     let request: GetVersion = call.space().read_value(at)?;
-    own_table(call, request.dom).map_err(|status| match status {
-        GrantStatus::PermissionDenied => Errno::Eperm,
-        _ => Errno::Esrch,
+    own_table(call, request.dom).map_err(|status| {
+        if status == GrantStatus::PermissionDenied { Errno::Eperm } else { Errno::Esrch }
     })?;
     let version = call.domain.grants.version.number();
     call.space().write_value(at.wrapping_add(offset_of!(GetVersion, version) as u64), &version)?;

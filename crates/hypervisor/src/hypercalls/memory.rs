@@ -47,9 +47,9 @@ pub(crate) fn memory_op(call: &mut Call<'_>, command: u64, argument: u64) -> Res
     let op = MemoryOp::from_number(narrow(command & MEMORY_OP_MASK)).ok_or(Errno::Enosys)?;
     let argument = GuestVirt(argument);
     match op {
-        MemoryOp::IncreaseReservation | MemoryOp::DecreaseReservation | MemoryOp::PopulatePhysmap => {
-            Ok(reservation(call, op, argument, done))
-        }
+        MemoryOp::IncreaseReservation => Ok(reservation(call, increase, op, argument, done)),
+        MemoryOp::DecreaseReservation => Ok(reservation(call, decrease, op, argument, done)),
+        MemoryOp::PopulatePhysmap => Ok(reservation(call, populate, op, argument, done)),
         _ if done != 0 => Err(Errno::Einval.into()),
         MemoryOp::Exchange => exchange::exchange(call, argument),
         MemoryOp::MaximumRamPage => Ok(Outcome::from(call.domain.frame_table.machine.frames.end.0)),
@@ -117,7 +117,13 @@ struct Extents {
 }
 
 /// Carries out one of the three reservation calls from extent `start` on, and returns how many extents are done.
-fn reservation(call: &mut Call<'_>, op: MemoryOp, argument: GuestVirt, start: u64) -> Outcome {
+fn reservation(
+    call: &mut Call<'_>,
+    each: impl Fn(&mut Call<'_>, Extents, u64) -> Option<()>,
+    op: MemoryOp,
+    argument: GuestVirt,
+    start: u64,
+) -> Outcome {
     let (extents, count) = match extents(call, argument) {
         Some((extents, count)) if start < count => (extents, count),
         Some(_) | None => return Outcome::from(start),
@@ -128,12 +134,7 @@ fn reservation(call: &mut Call<'_>, op: MemoryOp, argument: GuestVirt, start: u6
             let command = u64::from(op.number()) | index << MEMORY_OP_EXTENT_SHIFT;
             return Outcome::Again([command, argument.0, 0, 0, 0], Verdict::Run);
         }
-        let done = match op {
-            MemoryOp::IncreaseReservation => increase(call, extents, index),
-            MemoryOp::DecreaseReservation => decrease(call, extents, index),
-            _ => populate(call, extents, index),
-        };
-        if done.is_none() {
+        if each(call, extents, index).is_none() {
             return Outcome::from(index);
         }
     }

@@ -21,6 +21,8 @@ mod owner;
 pub(crate) mod physdev;
 pub(crate) mod sched;
 pub(crate) mod segments;
+#[cfg(test)]
+mod tests;
 pub(crate) mod traps;
 pub(crate) mod va_mapping;
 pub(crate) mod vcpu;

@@ -16,7 +16,7 @@ use crate::{
     domain::{CONTROL_DOMAIN, Call, Verdict},
     guest::is_guest_address,
     refusal::Refusal,
-    schedule::{Wait, shutdown_verdict},
+    schedule::{Wait, shutdown_code, shutdown_verdict},
     vcpu::vcpu_info,
 };
 
@@ -43,7 +43,7 @@ pub(crate) fn sched_op(call: &mut Call<'_>, command: u64, argument: u64) -> Resu
         }
         SchedOp::ShutdownCode => {
             let SchedShutdown { reason } = call.space().read_value(at)?;
-            call.domain.shutdown.code.get_or_insert(code(reason));
+            call.domain.shutdown.code.get_or_insert(shutdown_code(reason));
             Ok(Outcome::Return(0))
         }
         SchedOp::Watchdog => {
@@ -152,11 +152,6 @@ fn poll(call: &mut Call<'_>, at: GuestVirt) -> Result<Outcome, Refusal> {
 
 /// Shuts the domain down. The result, 0, is seen by a guest that was suspended.
 fn shutdown(call: &mut Call<'_>, reason: u32) -> Result<Outcome, Refusal> {
-    let verdict = shutdown_verdict(call.domain.shut_down(code(reason)))?;
+    let verdict = shutdown_verdict(call.domain.shut_down(shutdown_code(reason)))?;
     Ok(Outcome::Then(0, verdict))
-}
-
-/// A reason as Xen keeps it: its low byte.
-fn code(reason: u32) -> u8 {
-    reason.to_le_bytes()[0]
 }

@@ -85,7 +85,10 @@ pub(crate) fn get_debugreg(call: &mut Call<'_>, register: u64) -> Result<Outcome
 fn debug_index(call: &Call<'_>, number: u64) -> Result<usize, Errno> {
     let aliases = !call.context.cr4.has(Control4::DE);
     match number {
-        0..=3 => Ok(number as usize),
+        0 => Ok(0),
+        1 => Ok(1),
+        2 => Ok(2),
+        3 => Ok(3),
         4 if aliases => Ok(6),
         5 if aliases => Ok(7),
         6 => Ok(6),

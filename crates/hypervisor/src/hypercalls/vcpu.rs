@@ -2,6 +2,8 @@
 //!
 //! Source: `do_vcpu_op` in `xen/arch/x86/domain.c`, `common_vcpu_op` in `xen/common/domain.c`.
 
+use core::mem::offset_of;
+
 use paravane_abi::{
     errno::Errno,
     sched::ShutdownReason,
@@ -19,7 +21,7 @@ use crate::{
     domain::{Call, Verdict},
     guest::is_guest_address,
     refusal::Refusal,
-    schedule::{StartedVcpu, shutdown_verdict},
+    schedule::{StartedVcpu, code_of, shutdown_verdict},
     vcpu::{Availability, Vcpu, vcpu_info},
 };
 
@@ -134,8 +136,7 @@ fn down(call: &mut Call<'_>, id: VcpuId) -> Result<Outcome, Refusal> {
     let others_up =
         call.domain.vcpus.iter().any(|vcpu| vcpu.id != id && vcpu.availability == Availability::Up);
     if !others_up {
-        // Fits: Xen's reasons are bytes.
-        let code = call.domain.shut_down(ShutdownReason::Poweroff.number() as u8);
+        let code = call.domain.shut_down(code_of(ShutdownReason::Poweroff));
         return Ok(Outcome::Then(0, shutdown_verdict(code)?));
     }
     let own = id == call.vcpu;
@@ -243,7 +244,7 @@ fn register_vcpu_info(call: &mut Call<'_>, id: VcpuId, at: GuestVirt) -> Result<
         let read = call.domain.memory.read(vcpu.info(0), &mut content);
         debug_assert!(read.is_ok(), "shared_info lies in guest memory");
     } else {
-        content[vcpu_info::UPCALL_MASK as usize] = 1;
+        content[offset_of!(VcpuInfo, evtchn_upcall_mask)] = 1;
     }
     let moved = [
         call.domain.memory.write(area, &content),

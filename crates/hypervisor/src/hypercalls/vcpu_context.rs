@@ -97,7 +97,7 @@ fn check(request: &VcpuGuestContext) -> Result<(), Errno> {
         && control >> 32 == 0
         && breakpoints.into_iter().all(|address| is_guest_address(GuestVirt(address)));
     let ldt_fits = is_guest_address(GuestVirt(request.ldt_base))
-        && request.ldt_base % PAGE_SIZE == 0
+        && request.ldt_base.is_multiple_of(PAGE_SIZE)
         && request.ldt_ents <= LDT_ENTRIES;
     let gdt_fits = request.gdt_ents <= u64::from(gdt::FIRST_RESERVED_BYTE) / 8;
     let has_root = has(request, ContextFlag::InKernel) || request.ctrlreg[1] != 0;
@@ -134,8 +134,8 @@ fn registers(request: &VcpuGuestContext) -> Box<VcpuContext> {
     context.task_switched = request.ctrlreg[0] & TASK_SWITCHED != 0;
     context.cr4 = Control4(request.ctrlreg[4] & CR4_GUEST);
     context.descriptors.ldt_base = GuestVirt(if request.ldt_ents == 0 { 0 } else { request.ldt_base });
-    // Fits: checked against the LDT's size.
-    context.descriptors.ldt_entries = request.ldt_ents as u16;
+    // Checked against the LDT's size.
+    context.descriptors.ldt_entries = u16::try_from(request.ldt_ents).unwrap_or(0);
     context.fpu = fpu(request);
     context
 }
@@ -159,12 +159,15 @@ fn claim_frames(
     request: &VcpuGuestContext,
     context: &mut VcpuContext,
 ) -> Result<(), Errno> {
-    let count = request.gdt_ents.div_ceil(DESCRIPTORS_PER_PAGE) as usize;
-    let pages: Vec<Mfn> = request.gdt_frames.iter().take(count).map(|frame| Mfn(*frame)).collect();
+    let count = request.gdt_ents.div_ceil(DESCRIPTORS_PER_PAGE);
+    let pages: Vec<Mfn> = (0..count).zip(&request.gdt_frames).map(|(_, frame)| Mfn(*frame)).collect();
     let own = call.domain.claim_gdt(id, &pages)?;
     let kernel = Mfn(request.ctrlreg[3] >> PAGE_SHIFT);
     let user = (request.ctrlreg[1] != 0).then_some(Mfn(request.ctrlreg[1] >> PAGE_SHIFT));
-    call.domain.claim_roots(id, kernel, user)?;
+    call.domain.claim_roots(id, kernel, user).inspect_err(|_| {
+        // Dropping all pages does not fail.
+        let _dropped = call.domain.claim_gdt(id, &[]);
+    })?;
     context.descriptors.gdt[..own.len()].copy_from_slice(&own);
     // Xen's own page is the same for all.
     context.descriptors.gdt[GDT_FRAMES - 1] = call.context.descriptors.gdt[GDT_FRAMES - 1];

@@ -126,8 +126,7 @@ fn whole_text(call: &Call<'_>, at: GuestVirt, text: &str) -> Result<Outcome, Ref
         len: u32,
         buf: [u8; 0],
     }
-    // Fits: the texts are short.
-    let length = Outcome::Return(text.len() as i64);
+    let length = Outcome::from(text.len() as u64);
     if at.0 == 0 {
         return Ok(length);
     }

@@ -59,7 +59,8 @@ pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembl
     let mut domain = new_domain(&frames, &memory, &engine, clock)?;
     let console_port = domain.offer_port(CONTROL_DOMAIN).map_err(internal)?;
     let store_port = domain.offer_port(CONTROL_DOMAIN).map_err(internal)?;
-    let mfn_of = |pfn: Pfn| frames.frame_of(pfn).unwrap_or(frames.zero);
+    // The plan stays within the memory that the machine was laid out for.
+    let mfn_of = |pfn: Pfn| frames.frame_of(pfn).unwrap_or(frames.memory.start);
     let built = build(&BuildRequest {
         kernel,
         initrd: initrd.as_deref(),

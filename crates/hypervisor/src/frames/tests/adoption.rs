@@ -4,10 +4,12 @@ use paravane_abi::{errno::Errno, memory::INVALID_M2P_ENTRY, units::Mfn};
 
 use crate::frames::{
     AdoptError, Level,
-    entry::{ACCESSED, GUEST_KERNEL, PRESENT, USER, WRITABLE},
-    level::Use,
+    entry::{ACCESSED, PRESENT, USER, WRITABLE},
+    level::{Use, slot_of},
     table::flags,
-    test_guest::{BASE, L1_PFN, L2_PFN, L3_PFN, L4_PFN, LEAF, PAGES, SPARE_PFN, TABLE, TestGuest},
+    test_guest::{
+        BASE, GUEST_KERNEL, L1_PFN, L2_PFN, L3_PFN, L4_PFN, LEAF, PAGES, SPARE_PFN, TABLE, TestGuest,
+    },
 };
 
 #[test]
@@ -31,7 +33,7 @@ fn adoption_rewrites_entries_as_pinning_does() {
     let guest = TestGuest::new();
     let mapped = guest.peek(L1_PFN, SPARE_PFN);
     assert_eq!(mapped, guest.entry(SPARE_PFN, LEAF | USER | GUEST_KERNEL));
-    let slot = |level: Level| level.slot(BASE) as u64;
+    let slot = |level: Level| slot_of(level, BASE) as u64;
     assert_eq!(guest.peek(L2_PFN, slot(Level::L2)), guest.entry(L1_PFN, TABLE));
     let m2p = guest.peek(L4_PFN, 256);
     assert_eq!(m2p >> 12, guest.machine.m2p_root().0);

@@ -15,9 +15,9 @@ use crate::{
     domain::Verdict,
     frames::{
         ShadowWrite,
-        entry::{GUEST_KERNEL, PRESENT, USER, WRITABLE},
+        entry::{PRESENT, USER, WRITABLE},
         level::Use,
-        test_guest::{L1_PFN, L2_PFN, LEAF, READ_ONLY, SPARE_PFN, TestGuest},
+        test_guest::{GUEST_KERNEL, L1_PFN, L2_PFN, LEAF, READ_ONLY, SPARE_PFN, TestGuest},
     },
     vcpu::vcpu_info,
 };
@@ -39,11 +39,17 @@ fn guest() -> TestGuest {
 
 /// The store that a fault asks for, if it does.
 fn shadow(verdict: Verdict) -> Option<Box<ShadowWrite>> {
-    match verdict {
-        Verdict::ShadowWrite(write) => Some(write),
-        Verdict::Run => None,
-        other => panic!("{other:?}"),
+    if let Verdict::ShadowWrite(write) = verdict {
+        return Some(write);
     }
+    assert!(matches!(verdict, Verdict::Run), "{verdict:?}");
+    None
+}
+
+/// The bytes of an entry in a copy of a table.
+fn bytes_of(slot: u64) -> core::ops::Range<usize> {
+    let at = usize::try_from(slot * 8).unwrap();
+    at..at + 8
 }
 
 /// What the run loop does with the verdict, with an instruction that writes `value` to entry `slot` of the table.
@@ -54,8 +60,7 @@ fn store(guest: &mut TestGuest, slot: u64, value: u64) -> Verdict {
     let mut engine = Scripted::new();
     *engine.context_mut() = guest.context.clone();
     engine.then_shadow(move |context, _, copy| {
-        let at = slot as usize * 8;
-        copy[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        copy[bytes_of(slot)].copy_from_slice(&value.to_le_bytes());
         context.rip += 7;
         context.set_gpr(Gpr::Rax, 99);
         ShadowStep::Completed
@@ -116,8 +121,8 @@ fn a_store_across_entries_faults() {
     let write = shadow(guest.fault(address, STORE)).unwrap();
     let old = write.copy(&guest.domain.memory);
     let mut new = old.clone();
-    new[8 * DATA as usize] ^= 0x20;
-    new[8 * OTHER as usize] ^= 0x20;
+    new[bytes_of(DATA).start] ^= 0x20;
+    new[bytes_of(OTHER).start] ^= 0x20;
     let done = guest.domain.shadow_written(VcpuId(0), &write, (&old, &new), &mut guest.context, Tsc(0));
     assert!(matches!(done, Verdict::Run));
     assert_eq!(guest.context.rip, 0x40_0000);
@@ -131,7 +136,7 @@ fn a_store_that_lost_a_race_is_made_again() {
     let write = shadow(guest.fault(address, STORE)).unwrap();
     let old = write.copy(&guest.domain.memory);
     let mut new = old.clone();
-    new[8 * DATA as usize..8 * (DATA as usize + 1)].fill(0);
+    new[bytes_of(DATA)].fill(0);
     // Another vCPU changes the entry meanwhile.
     let entry = guest.entry(OTHER, READ_ONLY);
     assert_eq!(guest.map(DATA, entry), 0);

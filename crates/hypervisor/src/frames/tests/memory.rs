@@ -78,7 +78,7 @@ fn populating_hands_out_pages_up_to_the_limit() {
     let mut guest = TestGuest::new();
     let list: Vec<_> = (PAGES..MAX_PAGES + 1).collect();
     let room = MAX_PAGES - PAGES;
-    assert_eq!(reserve(&mut guest, MemoryOp::PopulatePhysmap, &list, 0), room as i64);
+    assert_eq!(reserve(&mut guest, MemoryOp::PopulatePhysmap, &list, 0), room.cast_signed());
     for index in 0..room {
         let mfn = Mfn(guest.peek(LIST_PFN, index));
         assert_eq!((guest.domain.frame_table.owner(mfn), guest.m2p(mfn)), (Owner::Guest, PAGES + index));
@@ -86,17 +86,17 @@ fn populating_hands_out_pages_up_to_the_limit() {
     let mfns: Vec<_> = (0..room).map(|index| guest.peek(LIST_PFN, index)).collect();
     // The one that was not done is as it was.
     assert_eq!(guest.peek(LIST_PFN, room), MAX_PAGES);
-    assert_eq!(pages(&mut guest), MAX_PAGES as i64);
+    assert_eq!(pages(&mut guest), MAX_PAGES.cast_signed());
     assert_eq!(reserve(&mut guest, MemoryOp::IncreaseReservation, &[0], 0), 0);
     let argument = guest.argument(&SELF);
-    assert_eq!(op(&mut guest, MemoryOp::MaximumReservation, argument), MAX_PAGES as i64);
+    assert_eq!(op(&mut guest, MemoryOp::MaximumReservation, argument), MAX_PAGES.cast_signed());
     // Balloon down and up again.
-    assert_eq!(reserve(&mut guest, MemoryOp::DecreaseReservation, &mfns, 0), room as i64);
-    assert_eq!(pages(&mut guest), PAGES as i64);
+    assert_eq!(reserve(&mut guest, MemoryOp::DecreaseReservation, &mfns, 0), room.cast_signed());
+    assert_eq!(pages(&mut guest), PAGES.cast_signed());
     assert_eq!(reserve(&mut guest, MemoryOp::IncreaseReservation, &[7, 7], 2), 2);
     let first = Mfn(guest.peek(LIST_PFN, 0));
     assert_eq!((first.0 % 4, guest.m2p(first)), (0, INVALID_M2P_ENTRY));
-    assert_eq!(pages(&mut guest), PAGES as i64 + 8);
+    assert_eq!(pages(&mut guest), PAGES.cast_signed() + 8);
 }
 
 #[test]
@@ -206,125 +206,70 @@ fn pages_are_exchanged_for_a_run() {
     assert_eq!(pages(&mut guest), 64);
 }
 
+/// An exchange of one page for one page, and the only page of the guest's that can be exchanged.
+fn exchange(guest: &mut TestGuest) -> (MemoryExchange, u64) {
+    const FREE: u64 = 20;
+    assert_eq!(guest.map(FREE, 0), 0);
+    let output = with(reservation(guest, 1, 0), |it| it.extent_start += 800);
+    (MemoryExchange { input: reservation(guest, 1, 0), output, nr_exchanged: 0 }, guest.mfn(FREE).0)
+}
+
 #[test]
-fn an_exchange_that_cannot_be_made_changes_nothing() {
+fn pages_that_are_in_use_or_not_the_guests_are_not_exchanged() {
     let mut guest = TestGuest::new();
-    let free = 20;
-    assert_eq!(guest.map(free, 0), 0);
-    let good = MemoryExchange {
-        input: reservation(&guest, 1, 0),
-        output: with(reservation(&guest, 1, 0), |it| {
-            it.extent_start = guest.va(LIST_PFN) + 800;
-        }),
-        nr_exchanged: 0,
-    };
-    let (input, output) = (good.input, good.output);
-    let unused = guest.mfn(free).0;
-    for (what, list, errno) in [
-        (good, [guest.mfn(DATA).0, 0], Errno::Einval),
-        (good, [guest.machine.gdt.0, 0], Errno::Einval),
-        (good, [guest.machine.shared_info.0, 0], Errno::Einval),
-        (good, [u64::MAX, 0], Errno::Einval),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.nr_extents = 2;
-                }),
-                output: with(output, |it| {
-                    it.extent_order = 1;
-                }),
-                ..good
-            },
-            [unused, unused],
-            Errno::Einval,
-        ),
-        (MemoryExchange { nr_exchanged: 2, ..good }, [unused, 0], Errno::Einval),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.nr_extents = 2;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Einval,
-        ),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.nr_extents = u64::MAX;
-                    it.extent_order = 9;
-                }),
-                output: with(output, |it| {
-                    it.nr_extents = u64::MAX;
-                    it.extent_order = 9;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Einval,
-        ),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.domid = 5;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Einval,
-        ),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.domid = 5;
-                }),
-                output: with(output, |it| {
-                    it.domid = 5;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Esrch,
-        ),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.extent_order = 10;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Eperm,
-        ),
-        (
-            MemoryExchange {
-                output: with(output, |it| {
-                    it.mem_flags = 20;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Enomem,
-        ),
-        (
-            MemoryExchange {
-                input: with(input, |it| {
-                    it.extent_start = 0x1000;
-                }),
-                ..good
-            },
-            [unused, 0],
-            Errno::Efault,
-        ),
+    let (good, unused) = exchange(&mut guest);
+    let twice = with(good, |it| (it.input.nr_extents, it.output.extent_order) = (2, 1));
+    let table = guest.mfn(L1_PFN).0;
+    for (what, list) in [
+        (good, [guest.mfn(DATA).0, 0]),
+        (good, [table, 0]),
+        (good, [guest.machine.gdt.0, 0]),
+        (good, [guest.machine.shared_info.0, 0]),
+        (good, [u64::MAX, 0]),
+        (twice, [unused, unused]),
+        (twice, [unused, table]),
     ] {
         guest.poke(LIST_PFN, 0, list[0]);
         guest.poke(LIST_PFN, 1, list[1]);
+        let argument = guest.argument(&what);
+        assert_eq!(op(&mut guest, MemoryOp::Exchange, argument), failed(Errno::Einval), "{list:x?}");
+        assert_eq!(guest.peek(BUFFER_PFN, 8), 0);
+        assert_eq!(guest.domain.frame_table.owner(Mfn(unused)), Owner::Guest);
+    }
+}
+
+#[test]
+fn an_exchange_that_cannot_be_made_changes_nothing() {
+    let mut guest = TestGuest::new();
+    let (good, unused) = exchange(&mut guest);
+    guest.poke(LIST_PFN, 0, unused);
+    let sides = |change: fn(&mut MemoryReservation)| {
+        with(good, |it| {
+            change(&mut it.input);
+            change(&mut it.output);
+        })
+    };
+    for (what, errno) in [
+        (with(good, |it| it.nr_exchanged = 2), Errno::Einval),
+        (with(good, |it| it.input.nr_extents = 2), Errno::Einval),
+        (with(good, |it| it.input.domid = 5), Errno::Einval),
+        (with(good, |it| it.output.mem_flags = mem_flags::EXACT_NODE_REQUEST), Errno::Einval),
+        (sides(|side| (side.nr_extents, side.extent_order) = (u64::MAX, 9)), Errno::Einval),
+        (sides(|side| side.domid = 5), Errno::Esrch),
+        (sides(|side| side.domid = 0), Errno::Eperm),
+        (with(good, |it| it.input.extent_order = 10), Errno::Eperm),
+        (with(good, |it| it.output.mem_flags = 20), Errno::Enomem),
+        (with(good, |it| it.input.extent_start = 0x1000), Errno::Efault),
+    ] {
         let argument = guest.argument(&what);
         assert_eq!(op(&mut guest, MemoryOp::Exchange, argument), failed(errno), "{what:?}");
         assert_eq!(guest.domain.frame_table.owner(Mfn(unused)), Owner::Guest);
     }
     assert_eq!(op(&mut guest, MemoryOp::Exchange, 0x1000), failed(Errno::Efault));
+    // The frames are exchanged even if the guest cannot be told.
+    let argument = guest.argument(&with(good, |it| it.output.extent_start = 0x1000));
+    assert_eq!(op(&mut guest, MemoryOp::Exchange, argument), failed(Errno::Efault));
+    assert_eq!(guest.domain.frame_table.owner(Mfn(unused)), Owner::Nobody);
 }
 
 #[test]
@@ -350,7 +295,7 @@ fn the_m2p_is_where_the_guest_is_told() {
         guest.machine.m2p_entry(guest.machine.frames.start).unwrap().frame().0
     );
     let end = op(&mut guest, MemoryOp::MaximumRamPage, 0);
-    assert_eq!(end, guest.machine.frames.end.0 as i64);
+    assert_eq!(end, guest.machine.frames.end.0.cast_signed());
 }
 
 #[test]

@@ -11,11 +11,11 @@ use crate::{
     Flush,
     frames::{
         Level,
-        entry::{ACCESSED, DIRTY, GLOBAL, GUEST_KERNEL, NO_EXECUTE, PRESENT, USER, WRITABLE},
-        level::Use,
+        entry::{ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE},
+        level::{Use, slot_of},
         test_guest::{
-            BASE, BUFFER_PFN, COUNTER_PFN, L1_PFN, L2_PFN, L3_PFN, L4_PFN, LEAF, READ_ONLY, SPARE_PFN, TABLE,
-            TestGuest, failed,
+            BASE, BUFFER_PFN, COUNTER_PFN, GLOBAL, GUEST_KERNEL, L1_PFN, L2_PFN, L3_PFN, L4_PFN, LEAF,
+            READ_ONLY, SPARE_PFN, TABLE, TestGuest, failed,
         },
     },
 };
@@ -239,7 +239,7 @@ fn a_list_that_cannot_be_read_fails_where_it_ends() {
 fn a_long_list_is_cut_and_goes_on() {
     let mut guest = TestGuest::new();
     // All requests are in one page, mapped over and over by a table of the test's own.
-    let slot = Level::L2.slot(BASE) as u64 + 1;
+    let slot = slot_of(Level::L2, BASE) as u64 + 1;
     let list = BASE + (2 << 20);
     guest.protect(DATA);
     for entry in 0..512 {

@@ -18,6 +18,7 @@ use crate::{
     frames::{
         Level, Use,
         entry::{PRESENT, USER, WRITABLE},
+        level::below,
         test_guest::{
             BUFFER_PFN, COUNTER_PFN, L1_PFN, L4_PFN, LEAF, MAX_PAGES, PAGES, READ_ONLY, SPARE_PFN, STACK_PFN,
             TestGuest,
@@ -45,7 +46,7 @@ impl Random {
     }
 
     fn of<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
+        choices[usize::try_from(self.below(choices.len() as u64)).unwrap()]
     }
 }
 
@@ -98,8 +99,8 @@ fn link(guest: &mut TestGuest, random: &mut Random) -> bool {
     }
     let from = random.of(&tables);
     let own = level(guest, from);
-    let wanted = if random.one_in(2) { own } else { own.and_then(Level::child) };
-    let fits = |pfn: &u64| level(guest, *pfn) == wanted && (*pfn != from || pfn % 4 == 0);
+    let wanted = if random.one_in(2) { own } else { own.and_then(below) };
+    let fits = |pfn: &u64| level(guest, *pfn) == wanted && (*pfn != from || pfn.is_multiple_of(4));
     let fitting: Vec<_> = ARENA.filter(fits).collect();
     if fitting.is_empty() {
         return false;
@@ -117,7 +118,7 @@ fn update(guest: &mut TestGuest, random: &mut Random) -> bool {
         // The entries that map the test's own pages stay.
         let mapped = SPARE_PFN + random.below(16);
         let slot = random.of(&[20, 25, 255, 256, 270, 272, 509, mapped]);
-        let at = frame(guest, random) << 12 | slot * 8 | random.of(&[0, 0, 0, 0, 1, 2, 3, 5]);
+        let at = frame(guest, random) << 12 | (slot * 8) | random.of(&[0, 0, 0, 0, 1, 2, 3, 5]);
         list.extend([at, entry(guest, random)]);
     }
     let list = guest.argument(list.as_slice());
@@ -176,7 +177,7 @@ fn descriptors(guest: &mut TestGuest, random: &mut Random) -> bool {
         let list = guest.argument(&frames);
         guest.hypercall(Hypercall::SetGdt, &[list, random.of(&[0, 16, 512, 513, 1024, 7169])]) == 0
     } else {
-        let at = frame(guest, random) << 12 | random.below(512) * 8;
+        let at = frame(guest, random) << 12 | (random.below(512) * 8);
         let any = random.next();
         let descriptor = random.of(&[0, 0x00af_9b00_0000_ffff, 0x8900_0000_0067, any]);
         guest.hypercall(Hypercall::UpdateDescriptor, &[at, descriptor]) == 0
@@ -207,22 +208,19 @@ fn store(guest: &mut TestGuest, random: &mut Random) -> bool {
     let table = if random.one_in(2) { L1_PFN } else { page(random) };
     let address = guest.va(table) + 8 * (SPARE_PFN + random.below(16));
     guest.context.rip = 0x1000;
-    let emulated = match guest.fault(address, FaultCode::PRESENT | FaultCode::WRITE | FaultCode::USER) {
-        Verdict::ShadowWrite(write) => {
-            let old = write.copy(&guest.domain.memory);
-            let mut new = old.clone();
-            let at = (GuestVirt(address).offset()) & !7;
-            new[at..at + 8].copy_from_slice(&entry(guest, random).to_le_bytes());
-            let done =
-                guest.domain.shadow_written(VcpuId(0), &write, (&old, &new), &mut guest.context, Tsc(0));
-            assert!(matches!(done, Verdict::Run), "{done:?}");
-            true
-        }
-        Verdict::Run => false,
-        other => panic!("{other:?}"),
+    let verdict = guest.fault(address, FaultCode::PRESENT | FaultCode::WRITE | FaultCode::USER);
+    let Verdict::ShadowWrite(write) = verdict else {
+        assert!(matches!(verdict, Verdict::Run), "{verdict:?}");
+        return false;
     };
+    let old = write.copy(&guest.domain.memory);
+    let mut new = old.clone();
+    let at = GuestVirt(address).offset() & !7;
+    new[at..at + 8].copy_from_slice(&entry(guest, random).to_le_bytes());
+    let done = guest.domain.shadow_written(VcpuId(0), &write, (&old, &new), &mut guest.context, Tsc(0));
+    assert!(matches!(done, Verdict::Run), "{done:?}");
     guest.check();
-    emulated
+    true
 }
 
 /// What a run came across.
@@ -254,7 +252,7 @@ fn play(seed: u64, steps: u32, seen: &mut Seen) {
     let mut random = Random(seed | 1);
     let mut guest = TestGuest::with_vcpus(2);
     guest.domain.assists |= 1 << VmAssistType::WritablePagetables.number();
-    if seed % 4 == 0 {
+    if seed.is_multiple_of(4) {
         guest.domain.assists |= 1 << VmAssistType::M2pStrict.number();
     }
     guest.handle_page_faults();
@@ -274,7 +272,7 @@ fn play(seed: u64, steps: u32, seen: &mut Seen) {
             13 | 14 => scribble(&mut guest, &mut random),
             _ => store(&mut guest, &mut random),
         };
-        seen.successes[kind as usize] += u32::from(success);
+        seen.successes[usize::try_from(kind).unwrap()] += u32::from(success);
         seen.look(&guest);
         guest.domain.take_flushes();
         // The buffer is the test's way in.
