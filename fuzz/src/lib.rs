@@ -9,8 +9,11 @@
 pub mod descriptors;
 pub mod features;
 pub mod hypercall_page;
+pub mod image;
+pub mod notes;
 pub mod numbers;
 pub mod page_tables;
+pub mod payload;
 
 /// A target: its name, which is also that of its program and its folders of inputs, and its body.
 #[derive(Debug)]
@@ -26,8 +29,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "descriptors", check: descriptors::check },
     Target { name: "features", check: features::check },
     Target { name: "hypercall_page", check: hypercall_page::check },
+    Target { name: "image", check: image::check },
+    Target { name: "notes", check: notes::check },
     Target { name: "numbers", check: numbers::check },
     Target { name: "page_tables", check: page_tables::check },
+    Target { name: "payload", check: payload::check },
 ];
 
 #[cfg(test)]

@@ -14,12 +14,12 @@ const CRATES: [&str; 3] = ["paravane-memory", "paravane-translate", "paravane-kv
 /// Files that hold `unsafe`, and what for.
 const FILES: [(&str, &str); 7] = [
     ("crates/memory/src/mapping.rs", "maps guest memory and hands out its bytes"),
-    ("crates/translate/src/arena.rs", "maps the memory that translated code lies in"),
-    ("crates/translate/src/features.rs", "asks the host's CPU what it has"),
-    ("crates/translate/src/signal.rs", "handles the faults of translated code"),
+    ("crates/translate/src/arena.rs", "maps the memory that translated code and Rust share"),
+    ("crates/translate/src/features.rs", "reads XCR0"),
+    ("crates/translate/src/signal.rs", "handles the host's fault signals"),
     ("crates/translate/src/trampoline.rs", "enters translated code and comes back"),
     ("crates/translate/src/tsc.rs", "reads the time-stamp counter"),
-    ("crates/translate/tests/cpu/native/mod.rs", "runs instructions on the CPU itself, to compare"),
+    ("crates/translate/tests/cpu/native/mod.rs", "runs test code on the real CPU"),
 ];
 
 /// Checks each crate's root, and each file's use of `unsafe` against the list.
