@@ -3,6 +3,7 @@
 //! `#[repr(C)]` throughout: an engine that emits machine code addresses fields by `offset_of!`.
 
 use paravane_abi::units::{GuestVirt, Mfn};
+use paravane_x86::segments::SegmentRegister;
 
 /// A general-purpose register, in encoding order (AMD APM vol. 3, "ModRM and SIB Bytes").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,24 +48,6 @@ impl Gpr {
         Self::R14,
         Self::R15,
     ];
-}
-
-/// A segment register, in encoding order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "the names are the registers' own")]
-pub enum SegmentRegister {
-    Es,
-    Cs,
-    Ss,
-    Ds,
-    Fs,
-    Gs,
-}
-
-impl SegmentRegister {
-    /// All of them, in encoding order.
-    pub const ALL: [Self; 6] = [Self::Es, Self::Cs, Self::Ss, Self::Ds, Self::Fs, Self::Gs];
 }
 
 /// The attribute bits of a loaded segment: bits 55..52 and 47..40 of its descriptor, as bits 15..12 and 7..0.

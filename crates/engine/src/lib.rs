@@ -27,9 +27,11 @@ pub mod scripted;
 
 pub use context::{
     Control4, DescriptorTables, FPU_AREA_BYTES, FpuArea, GDT_FRAMES, Gpr, GuestMode, LDT_FRAMES, Segment,
-    SegmentAttributes, SegmentRegister, VcpuContext, XSAVE_HEADER, rflags,
+    SegmentAttributes, VcpuContext, XSAVE_HEADER, rflags,
 };
 pub use exit::{Exception, Exit, Interrupt, PageFault, SyscallKind, vector};
 pub use lookup::{LookupFault, lookup};
+/// A segment register, as the tables of [`paravane_x86`] have it.
+pub use paravane_x86::segments::SegmentRegister;
 pub use privileged::{ControlRegister, Port, Privileged, PrivilegedOp, StringIo, Width};
 pub use run::{Engine, Kick, ShadowStep, TlbFlush};

@@ -2,7 +2,7 @@
 //!
 //! The CPU's own rules apply, with the guest at ring 3: see [`paravane_x86::load`].
 
-use paravane_engine::{LookupFault, Segment, SegmentRegister as Register, lookup, vector};
+use paravane_engine::{LookupFault, Segment, lookup, vector};
 use paravane_x86::{
     descriptor::Descriptor,
     load::{LoadFault, Privilege, may_load},
@@ -49,8 +49,8 @@ pub(crate) fn load_code_and_stack(
 ) -> Result<(), BadSelector> {
     let code = load(call, cs, SegmentRegister::Cs)?;
     let stack = load(call, ss, SegmentRegister::Ss)?;
-    *call.context.segment_mut(Register::Cs) = code;
-    *call.context.segment_mut(Register::Ss) = stack;
+    *call.context.segment_mut(SegmentRegister::Cs) = code;
+    *call.context.segment_mut(SegmentRegister::Ss) = stack;
     Ok(())
 }
 

@@ -42,18 +42,21 @@ pub const HYPERVISOR_CS: Selector = Selector(0xe008);
 /// Xen's own data, which SYSCALL loads into SS.
 pub const HYPERVISOR_DS: Selector = Selector(0xe010);
 
-/// A segment register.
+/// A segment register. The values are the encodings in instructions.
+///
+/// Source: AMD APM vol. 3, "ModRM and SIB Bytes" (the sreg field).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
+#[repr(u8)]
 pub enum SegmentRegister {
+    /// Extra data, the destination of string instructions.
+    Es,
     /// Code.
     Cs,
     /// Stack.
     Ss,
     /// Data.
     Ds,
-    /// Extra data, the destination of string instructions.
-    Es,
     /// Extra data; thread-local storage of 64-bit user programs.
     Fs,
     /// Extra data; per-CPU data of a 64-bit Linux kernel.

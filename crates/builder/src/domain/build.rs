@@ -7,12 +7,12 @@ use paravane_abi::{
     start_of_day::{INITIAL_RFLAGS, INITIAL_UPCALL_MASK},
     units::{GuestVirt, MachAddr, Mfn, PAGE_BYTES, PAGE_SHIFT, PAGE_SIZE, Pfn, Port},
 };
-use paravane_engine::{Gpr, Segment, SegmentRegister as Register, VcpuContext, rflags};
+use paravane_engine::{Gpr, Segment, VcpuContext, rflags};
 use paravane_memory::{Memory, OutOfRange};
 use paravane_x86::{
     hypercall_page,
     mode::{Guest, Mode},
-    segments::{SegmentRegister, initial_segments},
+    segments::initial_segments,
 };
 use thiserror::Error;
 use zerocopy::{FromZeros, IntoBytes};
@@ -273,7 +273,7 @@ fn write_hypercall_page(request: &BuildRequest<'_>, plan: &Plan, at: GuestVirt) 
 fn initial_context(request: &BuildRequest<'_>, plan: &Plan) -> VcpuContext {
     let mut context = VcpuContext::new();
     for segment in initial_segments(Mode::Guest64) {
-        *context.segment_mut(register(segment.register)) = match segment.descriptor {
+        *context.segment_mut(segment.register) = match segment.descriptor {
             Some(descriptor) => Segment::of_descriptor(segment.selector.0, descriptor.0),
             None => Segment::null(segment.selector.0),
         };
@@ -284,15 +284,4 @@ fn initial_context(request: &BuildRequest<'_>, plan: &Plan) -> VcpuContext {
     context.set_gpr(Gpr::Rsi, plan.virt_of(plan.start_info).0);
     context.kernel_root = (request.mfn_of)(plan.tables.start);
     context
-}
-
-fn register(register: SegmentRegister) -> Register {
-    match register {
-        SegmentRegister::Cs => Register::Cs,
-        SegmentRegister::Ss => Register::Ss,
-        SegmentRegister::Ds => Register::Ds,
-        SegmentRegister::Es => Register::Es,
-        SegmentRegister::Fs => Register::Fs,
-        SegmentRegister::Gs => Register::Gs,
-    }
 }

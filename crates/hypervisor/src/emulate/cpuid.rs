@@ -9,6 +9,13 @@
 use std::collections::BTreeMap;
 
 use paravane_engine::{Control4, Gpr, GuestMode};
+use paravane_x86::{
+    cpuid::{
+        FEATURE_MMU_PT_UPDATE_PRESERVE_AD, FIRST_LEAF as XEN_BASE, GRANT_V1_ADDRESS_BITS, MAX_LEAF, Output,
+        SIGNATURE, TSC_HOST_RELIABLE, TSC_RDTSCP, hidden_mask_64,
+    },
+    msr::HYPERCALL_PAGE_MSR,
+};
 
 use super::Emulated;
 use crate::domain::Call;
@@ -25,38 +32,25 @@ const EDX: usize = 3;
 const MAX_BASIC: u32 = 0xd;
 /// The last extended leaf that guests see.
 const MAX_EXTENDED: u32 = 0x8000_0008;
-/// The base of Xen's leaves.
-const XEN_BASE: u32 = 0x4000_0000;
-/// How many Xen leaves there are after the base.
-const XEN_LEAVES: u32 = 5;
 /// The interface version reported in leaf 0x40000001.
 const XEN_VERSION: u32 = 4 << 16 | 17;
-/// Machine address width reported in leaf 0x40000005. More than 44 bits would have Linux use version 2 grant
-/// tables, whose entries are twice the size.
-const MACHINE_ADDRESS_BITS: u32 = 44;
-
-/// The bits to hide from every PV guest, by leaf, subleaf and register.
-///
-/// Source: the feature markers in `xen/include/public/arch-x86/cpufeatureset.h`, and `pv_max` in
-/// `xen/arch/x86/cpu-policy.c`.
-const HIDDEN: &[(u32, u32, usize, &[u32])] = &[
-    // DTES64 MONITOR DSCPL VMX SMX EIST TM2 CNXT-ID SDBG xTPR PDCM PCID DCA X2APIC TSC_DEADLINE
-    (1, 0, ECX, &[2, 3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21, 24]),
-    // VME PSE PGE MTRR PSE36 PSN DS ACPI SS HTT TM PBE
-    (1, 0, EDX, &[1, 3, 12, 13, 17, 18, 21, 22, 27, 28, 29, 31]),
-    // TSC_ADJUST SGX HLE SMEP INVPCID RTM PQM MPX PQE SMAP INTEL_PT
-    (7, 0, EBX, &[1, 2, 4, 7, 10, 11, 12, 14, 15, 20, 25]),
-    // UMIP PKU OSPKE WAITPKG CET_SS LA57 KL BUS_LOCK ENQCMD SGX_LC PKS
-    (7, 0, ECX, &[2, 3, 4, 5, 7, 16, 23, 24, 29, 30, 31]),
+/// Bits that are hidden beside those of [`paravane_x86::cpuid::HIDDEN`], which no PV guest has: features of a kind that this
+/// hypervisor does not offer yet, or whose registers do not exist here. By leaf, subleaf and register.
+const NOT_OFFERED: &[(u32, u32, usize, &[u32])] = &[
+    // DSCPL SMX TM2 CNXT-ID SDBG xTPR DCA
+    (1, 0, ECX, &[4, 6, 8, 10, 11, 14, 18]),
+    // PSN ACPI SS HTT TM PBE
+    (1, 0, EDX, &[18, 22, 27, 28, 29, 31]),
+    // SGX HLE RTM PQM PQE INTEL_PT
+    (7, 0, EBX, &[2, 4, 11, 12, 15, 25]),
+    // OSPKE WAITPKG CET_SS KL BUS_LOCK ENQCMD SGX_LC PKS
+    (7, 0, ECX, &[4, 5, 7, 23, 24, 29, 30, 31]),
     // UINTR SRBDS_CTRL MD_CLEAR RTM_ALWAYS_ABORT TSX_FORCE_ABORT HYBRID TSXLDTRK PCONFIG ARCH_LBR CET_IBT AMX STIBP
     // L1D_FLUSH CORE_CAPS SSBD
     (7, 0, EDX, &[5, 9, 10, 11, 13, 15, 16, 18, 19, 20, 22, 24, 25, 27, 28, 30, 31]),
-    // XSAVES: its registers are privileged.
-    (0xd, 1, EAX, &[3, 4]),
-    // SVM EXTAPIC IBS SKINIT WDT LWP NODEID TOPOEXT PERFCTR MONITORX
-    (0x8000_0001, 0, ECX, &[2, 3, 10, 12, 13, 15, 19, 22, 23, 24, 29]),
-    // As leaf 1, and PAGE1GB
-    (0x8000_0001, 0, EDX, &[1, 3, 12, 13, 17, 26]),
+    (0xd, 1, EAX, &[4]),
+    // EXTAPIC IBS SKINIT WDT LWP NODEID PERFCTR PERFTSC MONITORX
+    (0x8000_0001, 0, ECX, &[3, 10, 12, 13, 15, 19, 23, 24, 29]),
     // The speculation controls again, as AMD and many hypervisors announce them: IBPB IBRS STIBP, always-on and preferred
     // forms, SSBD, VIRT_SSBD, SSB_NO, PSFD, BTC_NO, IBPB_RET
     (0x8000_0008, 0, EBX, &[12, 14, 15, 16, 17, 18, 19, 24, 25, 26, 28, 29, 30]),
@@ -99,7 +93,14 @@ impl CpuidPolicy {
     }
 
     fn restrict(&mut self) {
-        for &(leaf, subleaf, register, bits) in HIDDEN {
+        for (&(leaf, subleaf), values) in &mut self.leaves {
+            for (output, register) in
+                [(Output::Eax, EAX), (Output::Ebx, EBX), (Output::Ecx, ECX), (Output::Edx, EDX)]
+            {
+                values[register] &= !hidden_mask_64(leaf, subleaf, output);
+            }
+        }
+        for &(leaf, subleaf, register, bits) in NOT_OFFERED {
             self.edit(leaf, subleaf, |leaf| bits.iter().for_each(|bit| leaf[register] &= !(1 << bit)));
         }
         for &leaf in EMPTY {
@@ -120,25 +121,18 @@ impl CpuidPolicy {
     }
 
     fn add_xen_leaves(&mut self, tsc_hz: u64) {
-        let text = |bytes: &[u8; 12]| {
-            let (words, _) = bytes.as_chunks::<4>();
-            [words[0], words[1], words[2]].map(u32::from_le_bytes)
-        };
-        let [ebx, ecx, edx] = text(b"XenVMMXenVMM");
+        let [ebx, ecx, edx] = SIGNATURE;
         // Truncation: 4 THz would be needed to exceed 32 bits of kHz.
         let khz = u32::try_from(tsc_hz / 1000).unwrap_or(u32::MAX);
-        const HOST_TSC_RELIABLE: u32 = 1 << 1;
-        const RDTSCP_AVAILABLE: u32 = 1 << 2;
         const TSC_MODE_NEVER_EMULATE: u32 = 2;
-        const PT_UPDATE_PRESERVE_AD: u32 = 1;
         let rows = [
-            (0, 0, [XEN_BASE + XEN_LEAVES, ebx, ecx, edx]),
+            (0, 0, [XEN_BASE + MAX_LEAF, ebx, ecx, edx]),
             (1, 0, [XEN_VERSION, 0, 0, 0]),
-            (2, 0, [1, super::msr::XEN_HYPERCALL_PAGE, PT_UPDATE_PRESERVE_AD, 0]),
-            (3, 0, [HOST_TSC_RELIABLE | RDTSCP_AVAILABLE, TSC_MODE_NEVER_EMULATE, khz, 0]),
+            (2, 0, [1, HYPERCALL_PAGE_MSR, FEATURE_MMU_PT_UPDATE_PRESERVE_AD, 0]),
+            (3, 0, [TSC_HOST_RELIABLE | TSC_RDTSCP, TSC_MODE_NEVER_EMULATE, khz, 0]),
             (3, 2, [khz, 0, 0, 0]),
             (4, 0, [0; 4]),
-            (5, 0, [0, MACHINE_ADDRESS_BITS, 0, 0]),
+            (5, 0, [0, GRANT_V1_ADDRESS_BITS, 0, 0]),
         ];
         for (leaf, subleaf, values) in rows {
             self.leaves.insert((XEN_BASE + leaf, subleaf), values);

@@ -17,11 +17,9 @@
 
 use paravane_abi::units::{GuestVirt, MachAddr, PAGE_SIZE, VcpuId};
 use paravane_engine::SegmentRegister;
+use paravane_x86::msr::{self, HYPERCALL_PAGE_MSR};
 
 use crate::{domain::Call, frames};
-
-/// The register that installs a hypercall page; CPUID leaf 0x40000002 names it.
-pub(super) const XEN_HYPERCALL_PAGE: u32 = 0x4000_0000;
 
 const PLATFORM_ID: u32 = 0x17;
 const TSC: u32 = 0x10;
@@ -56,8 +54,6 @@ const TSC_AUX: u32 = 0xc000_0103;
 const MCE_BANKS: u32 = 2;
 /// SCE, LME, LMA, NX.
 const EFER_VALUE: u64 = 0xd01;
-/// Xen's layout of the page-attribute table, part of the ABI.
-const PAT_VALUE: u64 = 0x0000_0501_0007_0406;
 /// Fast strings; no branch trace storage, no PEBS, no xTPR.
 const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
 /// CPUID faulting, in `PLATFORM_INFO`.
@@ -95,13 +91,9 @@ pub(super) fn read(call: &Call<'_>, number: u32) -> Option<u64> {
         TSC => call.now.0,
         TSC_AUX => u64::from(context.tsc_aux),
         EFER => EFER_VALUE,
-        PAT => PAT_VALUE,
+        PAT => msr::PAT,
         MISC_ENABLE => MISC_ENABLE_VALUE,
-        APIC_BASE => {
-            const ENABLED: u64 = 1 << 11;
-            const BOOTSTRAP: u64 = 1 << 8;
-            0xfee0_0000 | ENABLED | if call.vcpu == VcpuId(0) { BOOTSTRAP } else { 0 }
-        }
+        APIC_BASE => msr::APIC_BASE | if call.vcpu == VcpuId(0) { msr::APIC_BASE_BSP } else { 0 },
         SPEC_CTRL => call.vcpu().spec_ctrl,
         ARCH_CAPABILITIES => ARCH_CAPABILITIES_VALUE,
         PLATFORM_INFO => CPUID_FAULTING,
@@ -111,7 +103,7 @@ pub(super) fn read(call: &Call<'_>, number: u32) -> Option<u64> {
         // The revision is in the upper half; any will do.
         MICROCODE_REVISION => 1 << 32,
         MCG_CAP => u64::from(MCE_BANKS),
-        PLATFORM_ID | PERF_CAPABILITIES | PERF_STATUS | PERF_CTL | MCG_STATUS | XEN_HYPERCALL_PAGE => 0,
+        PLATFORM_ID | PERF_CAPABILITIES | PERF_STATUS | PERF_CTL | MCG_STATUS | HYPERCALL_PAGE_MSR => 0,
         _ if is_machine_check_control(number) => u64::MAX,
         _ if is_machine_check(number) => 0,
         _ => return None,
@@ -133,7 +125,7 @@ pub(super) fn write(call: &mut Call<'_>, number: u32, value: u64) -> bool {
         PRED_CMD => return value & !PRED_CMD_IBPB == 0,
         EFER => return value == EFER_VALUE,
         MISC_FEATURES_ENABLES if value & !1 == 0 => call.vcpu_mut().cpuid_faulting = value == 1,
-        XEN_HYPERCALL_PAGE => return install_hypercall_page(call, value),
+        HYPERCALL_PAGE_MSR => return install_hypercall_page(call, value),
         // Nothing in the register can change; the guest is told nothing.
         MISC_ENABLE | MPERF | APERF | THERM_CONTROL | ENERGY_PERF_BIAS | MICROCODE_REVISION | MCG_STATUS => {}
         _ => return is_machine_check(number),
