@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use paravane_abi::units::{Mfn, PAGE_BYTES};
+use zerocopy::FromZeros;
 
 /// Bytes in a line of code marks.
 const LINE_BYTES: usize = 64;
@@ -47,16 +48,18 @@ pub enum Missed {
 pub struct CodeMarks {
     first: Mfn,
     /// Bit `n`: line `n` of the frame holds code.
-    lines: Vec<AtomicU64>,
+    lines: Box<[AtomicU64]>,
     /// Events ever logged; read without the lock.
     logged: AtomicU64,
     log: Mutex<VecDeque<CodeEvent>>,
 }
 
 impl CodeMarks {
+    /// Marks of `frames` frames. They come zeroed from the allocator, so that those of frames that never hold code cost the
+    /// host nothing.
     pub(crate) fn new(first: Mfn, frames: usize) -> Self {
-        let mut lines = Vec::new();
-        lines.resize_with(frames, AtomicU64::default);
+        let lines = <[AtomicU64]>::new_box_zeroed_with_elems(frames)
+            .unwrap_or_else(|_| (0..frames).map(|_| AtomicU64::new(0)).collect());
         Self { first, lines, logged: AtomicU64::new(0), log: Mutex::new(VecDeque::new()) }
     }
 
