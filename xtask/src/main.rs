@@ -35,8 +35,8 @@ struct Args {
 enum Command {
     /// Check everything: what the CI runs
     Test(test::Args),
-    /// Show the program at work on a stock Debian kernel
-    Demo,
+    /// Boot a stock Debian kernel: to a shell on a terminal, otherwise to a check of the guest from inside
+    Demo(demo::Args),
     /// Fetch Debian packages with real PV guests into target/debian, without root
     Fetch(fetch::Args),
     /// Fuzz one target, or list the targets
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
 fn run(repo: &Repo, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test(args) => test::run(repo, &args),
-        Command::Demo => demo::run(repo),
+        Command::Demo(args) => demo::run(repo, &args),
         Command::Fetch(args) => fetch::run(repo, &args),
         Command::Fuzz(args) => fuzz::run(repo, &args),
         Command::Tidy => tidy::run(repo),

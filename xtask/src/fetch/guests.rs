@@ -1,4 +1,4 @@
-//! The real PV guests that tests and the demo use. None is ours; each runs untouched.
+//! The real PV guests that tests and the demo use, and what runs in them. None is ours; each runs untouched.
 
 /// A guest: the request that fetches it, and why it is worth having.
 #[derive(Debug)]
@@ -10,8 +10,11 @@ pub(crate) struct Guest {
 /// The stock kernel: what the demo shows.
 pub(crate) const STOCK_KERNEL: &str = "linux-image-amd64";
 
+/// The programs of the initial ramdisk that `paravane-initramfs` makes.
+pub(crate) const BUSYBOX: &str = "busybox-static";
+
 /// Every guest that `cargo xtask fetch` brings when it is not told what to fetch.
-pub(crate) const GUESTS: [Guest; 7] = [
+pub(crate) const GUESTS: [Guest; 8] = [
     Guest { request: STOCK_KERNEL, why: "Linux 6.1, xz payload, raw SYSCALL instead of the hypercall page" },
     Guest { request: "linux-image-cloud-amd64", why: "Linux 6.1, lz4 payload, only what a domU needs" },
     Guest { request: "linux-image-amd64@bullseye", why: "Linux 5.10, calls through the hypercall page" },
@@ -22,6 +25,7 @@ pub(crate) const GUESTS: [Guest; 7] = [
         request: "gnumach-image-1.8-xen-486:i386@bullseye",
         why: "GNU Mach, 32-bit PAE, metadata in a __xen_guest section",
     },
+    Guest { request: BUSYBOX, why: "no guest: the programs of the initial ramdisk that Linux guests get" },
 ];
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::repo::Repo;
 use apt::Apt;
 use control::Stanza;
 use guests::GUESTS;
-pub(crate) use guests::STOCK_KERNEL;
+pub(crate) use guests::{BUSYBOX, STOCK_KERNEL};
 pub(crate) use request::Request;
 
 /// The file in each package's folder that says what was fetched.

@@ -1,0 +1,139 @@
+//! A stock Debian kernel, untouched as packaged, booted by the release program with an initial ramdisk made here.
+//!
+//! On a terminal the person gets a shell in the guest. Otherwise, as in the CI, the guest checks itself from inside and
+//! powers off, and the demo fails unless each check passed and the program's exit code is 0.
+
+mod tour;
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail, ensure};
+use paravane_initramfs::{Action, Report};
+
+use crate::metadata::Metadata;
+use crate::repo::Repo;
+use crate::{command, fetch};
+
+/// How long the checks may take, in seconds: many times what they do, so only a guest that hangs is stopped.
+const TIMEOUT: &str = "600";
+
+/// What to show.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Show what the decoding commands print on this kernel, instead of booting it
+    #[arg(long)]
+    tour: bool,
+    /// Memory of the guest
+    #[arg(short, long, value_name = "SIZE", default_value = "192M")]
+    memory: String,
+    /// Run the check even if standard input is a terminal
+    #[arg(long)]
+    check: bool,
+}
+
+/// Fetches kernel and busybox, builds the program and the initial ramdisk, and boots.
+pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
+    println!("== A stock Debian kernel, and busybox");
+    let kernel = kernel_in(&fetch::package(repo, &fetch::STOCK_KERNEL.parse()?)?)?;
+    let busybox = fetch::package(repo, &fetch::BUSYBOX.parse()?)?.join("bin/busybox");
+
+    println!("\n== The program");
+    command::run(command::cargo(repo).args(["build", "--release", "--locked", "--package", "paravane"]))?;
+    let target = Metadata::of(repo, "Cargo.toml")?.target_directory;
+    let program = target.join("release/paravane");
+    if args.tour {
+        return tour::run(&program, &kernel);
+    }
+
+    let initrd = target.join("demo-initrd.cpio");
+    let contents = fs::read(&busybox).with_context(|| format!("could not read {}", busybox.display()))?;
+    fs::write(&initrd, paravane_initramfs::build(&contents))
+        .with_context(|| format!("could not write {}", initrd.display()))?;
+
+    let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !args.check;
+    let action = if interactive { Action::Shell } else { Action::Check };
+    let mut boot = Command::new(program);
+    boot.arg("run").arg(&kernel).arg("-i").arg(&initrd).args(["-m", &args.memory]);
+    boot.arg("-p").arg(format!("quiet {}", action.parameter()));
+    println!("\n== The boot");
+    if interactive {
+        return command::run(&mut boot);
+    }
+    boot.args(["--timeout", TIMEOUT]);
+    let report = checked(&mut boot)?;
+    println!("\nThe guest booted, passed {} checks from inside and powered off.", report.passed.len());
+    println!("On a terminal, `cargo xtask demo` gives you a shell in it; `--tour` shows the decoder.");
+    Ok(())
+}
+
+/// Boots a guest that checks itself, prints what it prints, and judges it.
+fn checked(boot: &mut Command) -> anyhow::Result<Report> {
+    println!("$ {}", command::line(boot));
+    let mut guest = boot.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("could not start it")?;
+    let output = guest.stdout.take().context("its output is a pipe")?;
+    let mut console = String::new();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("could not read what the guest prints")?;
+        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+        println!("{line}");
+        console.push_str(&line);
+        console.push('\n');
+    }
+    let status = guest.wait()?;
+    judge(&console, status.code())
+}
+
+fn judge(console: &str, status: Option<i32>) -> anyhow::Result<Report> {
+    let report = Report::parse(console)?;
+    if !report.failed.is_empty() {
+        bail!("{} checks failed in the guest:\n  {}", report.failed.len(), report.failed.join("\n  "));
+    }
+    ensure!(!report.passed.is_empty(), "the guest checked nothing");
+    ensure!(status == Some(0), "the guest powered off, and the program ended with {status:?} instead of 0");
+    Ok(report)
+}
+
+/// The kernel image of an unpacked kernel package.
+fn kernel_in(folder: &Path) -> anyhow::Result<PathBuf> {
+    let boot = folder.join("boot");
+    let files = fs::read_dir(&boot).with_context(|| format!("could not list {}", boot.display()))?;
+    let mut kernels = Vec::new();
+    for file in files {
+        let file = file?;
+        if file.file_name().to_string_lossy().starts_with("vmlinuz-") {
+            kernels.push(file.path());
+        }
+    }
+    let [kernel] = kernels.as_slice() else {
+        bail!("{} should hold one vmlinuz, and holds {}", boot.display(), kernels.len());
+    };
+    Ok(kernel.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_is_good_only_if_it_checked_passed_and_powered_off() {
+        let good = "check: pass one\ncheck: done, 1 passed, 0 failed\n";
+        assert_eq!(judge(good, Some(0)).unwrap().passed, ["one"]);
+        for (console, status, error) in [
+            (good, Some(255), "instead of 0"),
+            (good, None, "instead of 0"),
+            (
+                "check: FAIL one: expected 1, found 2\ncheck: done, 0 passed, 1 failed\n",
+                Some(0),
+                "expected 1",
+            ),
+            ("check: done, 0 passed, 0 failed\n", Some(0), "nothing"),
+            ("check: pass one\n", Some(0), "stopped before"),
+        ] {
+            let found = judge(console, status).unwrap_err().to_string();
+            assert!(found.contains(error), "{found}");
+        }
+    }
+}
