@@ -95,7 +95,8 @@ fn passes_its_check(kernel: &Path, memory: &str, least_memory: u64) {
     let version = report.remark("this is").expect("the check says what runs");
     assert!(version.contains(release), "{release} is not in {version}");
     // The guest's clock shows the host's time.
-    let date: u64 = report.remark("date").and_then(|date| date.parse().ok()).expect("the check says the date");
+    let date: u64 =
+        report.remark("date").and_then(|date| date.parse().ok()).expect("the check says the date");
     assert!((before..=after).contains(&date), "{date} is not between {before} and {after}");
     let found = report.remark("memory MemTotal:").and_then(|rest| rest.trim().strip_suffix(" kB"));
     let found: u64 = found.and_then(|kib| kib.parse().ok()).expect("the check says how much memory there is");
@@ -124,7 +125,11 @@ fn the_cloud_kernel_passes_its_check_in_4_gib() {
 
 #[test]
 fn a_guest_that_powers_off_ends_with_0() {
-    boot(&cloud(), Action::PowerOff, &["-m", "192M"]).expect(0, "the guest powered off", "reboot: System halted");
+    boot(&cloud(), Action::PowerOff, &["-m", "192M"]).expect(
+        0,
+        "the guest powered off",
+        "reboot: System halted",
+    );
 }
 
 #[test]
