@@ -31,14 +31,19 @@ pub(super) fn read_standard_input(machine: &Arc<Machine>, terminal: bool) -> Res
         let mut buffer = [0; 512];
         loop {
             match io::stdin().lock().read(&mut buffer) {
-                Ok(0) => return,
+                Ok(0) => break,
                 Ok(count) => {
                     let bytes = for_guest(&machine, keys.as_mut(), &buffer[..count]);
                     machine.type_bytes(&bytes);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(_) => break,
             }
+        }
+        // A file or a pipe may well end before the guest does. A terminal only ends by going away, and then nobody can
+        // see or stop the guest any more.
+        if terminal {
+            machine.end(Ending::Quit);
         }
     })
 }
