@@ -56,7 +56,8 @@ pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembl
     let engine =
         Translator::new(Arc::clone(&memory), Options { one_instruction_blocks: config.one_insn_blocks });
     let mut engine = engine.map_err(|error| Failure::Internal(error.to_string()))?;
-    let mut domain = new_domain(&frames, &memory, &engine, clock)?;
+    let uuid = fresh_uuid();
+    let mut domain = new_domain(&frames, &memory, &engine, clock, uuid)?;
     let console_port = domain.offer_port(CONTROL_DOMAIN).map_err(internal)?;
     let store_port = domain.offer_port(CONTROL_DOMAIN).map_err(internal)?;
     // The plan stays within the memory that the machine was laid out for.
@@ -74,7 +75,7 @@ pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembl
     })
     .map_err(|error| build_failed(config, &error))?;
     let summary = summarise(config, &built);
-    let backends = connect(config, &mut domain, &memory, &built, (console_port, store_port))?;
+    let backends = connect(config, &mut domain, &memory, &built, (console_port, store_port), uuid)?;
     let mut context = built.context;
     domain.adopt(&frames, config.pages, &mut context).map_err(internal)?;
     if config.trace.is_some() {
@@ -90,24 +91,26 @@ fn new_domain(
     memory: &Arc<Memory>,
     engine: &Translator,
     clock: Calibration,
+    uuid: [u8; 16],
 ) -> Result<Domain, Failure> {
     let clock = clock.finish();
-    let mut handle = [0; 16];
-    // Any number will do where the host gives none.
-    if let Ok(uuid) = fs::read_to_string("/proc/sys/kernel/random/uuid") {
-        let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).collect();
-        handle = u128::from_str_radix(&digits, 16).unwrap_or(0).to_be_bytes();
-    }
     let domain_config = DomainConfig {
         id: GUEST,
         max_vcpus: 1,
         shared_info: frames.shared_info,
         clock,
-        handle,
+        handle: uuid,
         max_port: MAX_PORT,
         cpuid: CpuidPolicy::new(|leaf, subleaf| engine.host().cpuid(leaf, subleaf), clock.tsc_hz),
     };
     Ok(Domain::new(Arc::clone(memory), &domain_config))
+}
+
+/// A random UUID from the host; zeros where it gives none, which no guest minds.
+fn fresh_uuid() -> [u8; 16] {
+    let text = fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16).unwrap_or(0).to_be_bytes()
 }
 
 /// Binds the backends and fills xenstore.
@@ -117,6 +120,7 @@ fn connect(
     memory: &Memory,
     built: &BuiltDomain,
     (console_port, store_port): (Port, Port),
+    uuid: [u8; 16],
 ) -> Result<Backends, Failure> {
     let mut map = E820Entry::new_zeroed();
     map.size = (config.pages * PAGE_SIZE).into();
@@ -131,6 +135,7 @@ fn connect(
     let facts = GuestFacts {
         domain: GUEST,
         name: config.kernel.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        uuid,
         pages: config.pages,
         vcpus: 1,
         store: (built.xenstore, store_port),

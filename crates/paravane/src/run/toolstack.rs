@@ -12,6 +12,8 @@ pub struct GuestFacts {
     pub domain: DomId,
     /// Its name.
     pub name: String,
+    /// Its UUID.
+    pub uuid: [u8; 16],
     /// Its memory, in pages.
     pub pages: u64,
     /// Its vCPUs.
@@ -41,7 +43,7 @@ pub fn populate(store: &mut Store, facts: &GuestFacts) -> Result<(), PathError> 
         Ok(())
     };
     let kib = facts.pages * (PAGE_SIZE >> 10);
-    let uuid = "00000000-0000-0000-0000-000000000001";
+    let uuid = uuid_text(facts.uuid);
     put(Path::home(facts.domain).as_str(), "", &read_only)?;
     for (key, value) in [
         ("vm", format!("/vm/{uuid}")),
@@ -89,7 +91,13 @@ pub fn populate(store: &mut Store, facts: &GuestFacts) -> Result<(), PathError> 
     let vm = Permissions::new(CONTROL, Rights::NONE).with(facts.domain, Rights::READ);
     put(&format!("/vm/{uuid}"), "", &vm)?;
     put(&format!("/vm/{uuid}/name"), &facts.name, &vm)?;
-    put(&format!("/vm/{uuid}/uuid"), uuid, &vm)
+    put(&format!("/vm/{uuid}/uuid"), &uuid, &vm)
+}
+
+/// A UUID as it is written: 8, 4, 4, 4 and 12 digits.
+fn uuid_text(uuid: [u8; 16]) -> String {
+    let digits = format!("{:032x}", u128::from_be_bytes(uuid));
+    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
 #[cfg(test)]
@@ -103,6 +111,7 @@ mod tests {
         let facts = GuestFacts {
             domain: guest,
             name: "test".to_owned(),
+            uuid: *b"0123456789abcdef",
             pages: 49152,
             vcpus: 1,
             store: (Mfn(0x100), Port(1)),
@@ -119,6 +128,8 @@ mod tests {
             assert_eq!(store.read(guest, 0, &path(key)), Ok(value.as_bytes().to_vec()), "{key}");
             assert!(store.write(guest, 0, &path(key), b"x").is_err(), "{key}");
         }
+        let vm = b"/vm/30313233-3435-3637-3839-616263646566".to_vec();
+        assert_eq!(store.read(guest, 0, &path("vm")), Ok(vm));
         for key in ["control/shutdown", "data/anything", "error/device"] {
             assert_eq!(store.write(guest, 0, &path(key), b"x"), Ok(()), "{key}");
         }
