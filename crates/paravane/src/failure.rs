@@ -4,6 +4,8 @@
 
 use std::{io, path::PathBuf};
 
+use paravane_builder::image::ReadError;
+
 /// A reason to stop with a message on standard error.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -50,6 +52,15 @@ impl Failure {
             Self::Input { .. } => 66,
             Self::Internal(_) => 70,
             Self::Output(_) | Self::OutputFile { .. } => 74,
+        }
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io { path, source } => Self::Input { path, error: source },
+            ReadError::TooBig { .. } => Self::Data(error.to_string()),
         }
     }
 }

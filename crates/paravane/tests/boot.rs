@@ -86,7 +86,7 @@ fn passes_its_check(kernel: &Path, memory: &str, least_memory: u64) {
     let before = seconds();
     let ended = boot(kernel, Action::Check, &["-m", memory]);
     let after = seconds();
-    ended.expect(0, "the guest powered off", "Booting paravirtualized kernel on Xen");
+    ended.expect(0, "the guest powered off", "Hypervisor detected: Xen PV");
     let report = Report::parse(&ended.console).unwrap_or_else(|error| panic!("{error}\n{}", ended.console));
     assert_eq!(report.failed, [""; 0], "{}", ended.console);
     assert!(report.passed.iter().any(|fact| fact == "kernel-log-has-no-complaints"));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use paravane_abi::{elfnote::ElfNote, features::FeatureSet};
 use paravane_builder::image::{
-    self, Image, Inspection, ReadError, addresses::Addresses, bzimage::BzImage, container::Container,
+    self, Image, Inspection, addresses::Addresses, bzimage::BzImage, container::Container,
     metadata::Note,
 };
 use serde_json::json;
@@ -43,10 +43,7 @@ pub(super) fn run(arguments: &Inspect) -> Result<(), Failure> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     let named = if path == Path::new("-") { Path::new("/dev/stdin") } else { path };
-    image::read_file(named).map_err(|error| match error {
-        ReadError::Io { source, .. } => Failure::Input { path: path.to_owned(), error: source },
-        ReadError::TooBig { .. } => Failure::Data(error.to_string()),
-    })
+    Ok(image::read_file(named)?)
 }
 
 /// The verdict, its reasons and the outline of the file.

@@ -43,7 +43,7 @@ pub(super) struct Assembled {
 
 /// Reads the files and builds everything.
 pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembled, Failure> {
-    let file = image::read_file(&config.kernel).map_err(|error| Failure::Data(error.to_string()))?;
+    let file = image::read_file(&config.kernel)?;
     let image = Image::open(&file).map_err(|error| refused(config, &error))?;
     let kernel = image.pv_kernel().map_err(|error| refused(config, &error))?;
     let initrd = match &config.initrd {
