@@ -4,6 +4,7 @@ use std::{
     io::{self, Read, Write},
     sync::Arc,
     thread,
+    time::Duration,
 };
 
 use rustix::termios::Termios;
@@ -19,6 +20,9 @@ use super::{
 };
 use crate::failure::Failure;
 
+/// How long a person's typing waits for a guest that reads slowly, before it is read anyway and may be lost.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// Starts the thread that passes standard input to the guest. On a terminal, Ctrl-A starts a command.
 ///
 /// # Errors
@@ -30,6 +34,9 @@ pub(super) fn read_standard_input(machine: &Arc<Machine>, terminal: bool) -> Res
         let mut keys = terminal.then(Keys::default);
         let mut buffer = [0; 512];
         loop {
+            // A file or a pipe waits, so that nothing of it is lost. A person who pastes waits too, but is heard again when
+            // the guest reads nothing, or Ctrl-A x would not reach us.
+            machine.wait_for_room(keys.is_some().then_some(PATIENCE));
             match io::stdin().lock().read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => {

@@ -73,6 +73,8 @@ pub(super) struct Chores {
     output: Vec<u8>,
     /// Lines of the trace.
     trace: String,
+    /// The guest took some of what was typed.
+    typed_taken: bool,
 }
 
 /// The most that is kept of what was typed.
@@ -150,7 +152,20 @@ impl Machine {
         true
     }
 
-    /// Passes what was typed to the guest.
+    /// Waits until the guest has taken what was typed, so that there is room for more, or is over; at most for `patience`.
+    pub(super) fn wait_for_room(&self, patience: Option<Duration>) {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let mut state = self.lock();
+        while state.backends.typed.len() > MAX_TYPED / 2 && !state.is_over() {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return;
+            }
+            state = self.sleep(state, left);
+        }
+    }
+
+    /// Passes what was typed to the guest. What is more than is kept is lost.
     pub(super) fn type_bytes(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let room = MAX_TYPED - state.backends.typed.len().min(MAX_TYPED);
@@ -168,6 +183,9 @@ impl Machine {
         if !chores.output.is_empty() {
             crate::output::write_raw(&chores.output)?;
             chores.output.clear();
+        }
+        if std::mem::take(&mut chores.typed_taken) {
+            self.changed.notify_all();
         }
         if !chores.trace.is_empty() {
             let written = match &mut self.lock().trace {
@@ -222,12 +240,8 @@ impl State {
     }
 
     /// Counts an exit and remembers the engine's statistics.
-    pub(super) fn count_exit(&mut self) {
+    pub(super) fn count_exit(&mut self, stats: Stats) {
         self.exits += 1;
-    }
-
-    /// Remembers the engine's statistics.
-    pub(super) fn set_stats(&mut self, stats: Stats) {
         self.stats = stats;
     }
 
@@ -278,23 +292,27 @@ impl State {
             }
             Err(_) => self.backends.console_broken = true,
         }
-        self.offer_typed(memory);
+        chores.typed_taken |= self.offer_typed(memory);
     }
 
-    /// Gives the guest as much of what was typed as its ring has room for.
-    fn offer_typed(&mut self, memory: &Memory) {
+    /// Gives the guest as much of what was typed as its ring has room for; says whether there was some.
+    fn offer_typed(&mut self, memory: &Memory) -> bool {
         let backends = &mut self.backends;
         if backends.typed.is_empty() || backends.console_broken {
-            return;
+            return false;
         }
         let console = Console::new(memory, backends.console);
         match console.give_input(backends.typed.make_contiguous()) {
-            Ok(0) => {}
+            Ok(0) => false,
             Ok(count) => {
                 backends.typed.drain(..count);
                 self.domain.notify_from_backend(backends.console_port).unwrap_or_else(closed);
+                true
             }
-            Err(_) => backends.console_broken = true,
+            Err(_) => {
+                backends.console_broken = true;
+                false
+            }
         }
     }
 }

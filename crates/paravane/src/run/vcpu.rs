@@ -25,7 +25,6 @@ pub(super) fn run(machine: &Machine, timer: &Timer, engine: Translator) -> Resul
     machine.lock().kick = Some(runner.engine.kick_handle());
     let result = runner.run();
     timer.stop();
-    machine.lock().set_stats(runner.engine.stats());
     // Whatever ended this thread ends the guest.
     machine.end(Ending::Quit);
     result
@@ -52,7 +51,7 @@ impl Runner<'_> {
             while let Some(Verdict::Run) = verdict {
                 let exit = self.engine.run();
                 let mut state = self.machine.lock();
-                state.count_exit();
+                state.count_exit(self.engine.stats());
                 if state.is_over() {
                     return Ok(());
                 }
