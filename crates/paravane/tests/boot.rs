@@ -91,7 +91,10 @@ fn passes_its_check(kernel: &Path, memory: &str, least_memory: u64) {
     assert_eq!(report.failed, [""; 0], "{}", ended.console);
     assert!(report.passed.iter().any(|fact| fact == "kernel-log-has-no-complaints"));
 
-    let release = kernel.file_name().and_then(|name| name.to_str()?.strip_prefix("vmlinuz-")).unwrap();
+    let release = kernel
+        .file_name()
+        .and_then(|name| name.to_str()?.strip_prefix("vmlinuz-"))
+        .expect("kernels are named vmlinuz-VERSION");
     let version = report.remark("this is").expect("the check says what runs");
     assert!(version.contains(release), "{release} is not in {version}");
     // The guest's clock shows the host's time.
