@@ -9,7 +9,7 @@ use std::{
 
 use rustix::termios::Termios;
 use signal_hook::{
-    consts::{SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM},
     iterator::Signals,
 };
 
@@ -82,7 +82,7 @@ fn show(text: &str) {
 /// If the handlers cannot be installed.
 pub(super) fn watch_signals(machine: &Arc<Machine>, saved: Option<Termios>) -> Result<(), Failure> {
     let machine = Arc::clone(machine);
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])
         .map_err(|error| Failure::Internal(format!("signal handlers cannot be installed: {error}")))?;
     spawn("signals", move || {
         if signals.forever().next().is_some() {
