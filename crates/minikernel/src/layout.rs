@@ -91,6 +91,11 @@ impl Layout {
         self.page(8)..self.page(12)
     }
 
+    /// Where the runtime is entered by `vector` of the trap table.
+    pub fn vector_entry(&self, vector: u8) -> u64 {
+        crate::runtime::stub(self, crate::Entry::Vector(vector))
+    }
+
     /// The top of the stack that the runtime registers for entries from user mode.
     pub fn kernel_stack_top(&self) -> u64 {
         self.page(13)

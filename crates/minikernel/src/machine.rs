@@ -230,7 +230,9 @@ impl Runner {
         for port in self.domain.take_backend_events() {
             let console = Console::new(&self.memory, self.built.console);
             // A ring that the guest broke has no output, and a port that it closed does not want to know.
-            if port == self.console_port && console.take_output(&mut self.ring_output).is_ok() {
+            if port == self.console_port
+                && console.take_output(&mut self.ring_output).is_ok_and(|count| count > 0)
+            {
                 drop(self.domain.notify_from_backend(port));
             }
         }

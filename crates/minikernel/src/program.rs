@@ -5,10 +5,17 @@
 
 use iced_x86::{
     BlockEncoderOptions, IcedError,
-    code_asm::{AsmMemoryOperand, AsmRegister64, CodeAssembler, qword_ptr, registers::*},
+    code_asm::{AsmMemoryOperand, AsmRegister64, CodeAssembler, CodeLabel, qword_ptr, registers::*},
 };
-use paravane_abi::hypercall::Hypercall;
-use paravane_x86::hypercall_page::SLOT_BYTES;
+use paravane_abi::{
+    hypercall::Hypercall,
+    mmu::MmuExtOp,
+    units::{DomId, Mfn},
+};
+use paravane_x86::{
+    hypercall_page::SLOT_BYTES,
+    segments::{FLAT_RING3_CS64, FLAT_RING3_SS64},
+};
 
 use crate::{
     Limits, Outcome,
@@ -273,6 +280,89 @@ impl Program {
         self.a.mov(self.variable(variables.action()), Action::Return as i32)?;
         body(self)?;
         self.a.mov(self.variable(variables.action()), Action::Unexpected as i32)
+    }
+
+    /// Makes a page-table root that of user mode.
+    ///
+    /// # Errors
+    ///
+    /// None that a test must expect.
+    pub fn set_user_root(&mut self, root: Mfn) -> Assembled {
+        let op = self.words(&[u64::from(MmuExtOp::NewUserBaseptr.number()), root.0, 0]);
+        self.call_gives("a user root is set", Hypercall::MmuextOp, &[op, 1, 0, DomId::SELF.0.into()], 0)
+    }
+
+    /// Returns by the `iret` hypercall: its frame without the three words that the hypercall page's stub pushes, as
+    /// flags, RIP, CS, RFLAGS, RSP, SS.
+    ///
+    /// # Errors
+    ///
+    /// None that a test must expect.
+    pub fn iret(&mut self, frame: [u64; 6]) -> Assembled {
+        for word in frame.into_iter().rev() {
+            self.a.mov(rax, word)?;
+            self.a.push(rax)?;
+        }
+        self.iret_here()
+    }
+
+    /// Returns by the `iret` hypercall with the six words that are on the stack.
+    ///
+    /// # Errors
+    ///
+    /// None that a test must expect.
+    pub fn iret_here(&mut self) -> Assembled {
+        match self.way {
+            Way::Page => {
+                let at = u64::from(Hypercall::Iret.number()) * SLOT_BYTES as u64;
+                self.a.jmp(self.layout.hypercall_page() + at)
+            }
+            Way::Raw => {
+                self.a.push(rcx)?;
+                self.a.push(r11)?;
+                self.a.push(rax)?;
+                self.invoke(Hypercall::Iret)
+            }
+        }
+    }
+
+    /// Does `body` in user mode, on the user stack, with events masked; the next trap leads behind it and back to
+    /// kernel mode. Without one, #UD ends it. There must be a user root with the kernel's pages.
+    ///
+    /// # Errors
+    ///
+    /// Those of `body`.
+    pub fn in_user_mode(&mut self, body: impl FnOnce(&mut Self) -> Assembled) -> Assembled {
+        self.catch(|p| {
+            let mut user = p.a.create_label();
+            p.a.mov(rax, u64::from(FLAT_RING3_SS64.0))?;
+            p.a.push(rax)?;
+            p.a.mov(rax, p.layout.user_stack_top())?;
+            p.a.push(rax)?;
+            p.a.push(2)?;
+            p.a.mov(rax, u64::from(FLAT_RING3_CS64.0))?;
+            p.a.push(rax)?;
+            p.a.lea(rax, qword_ptr(user))?;
+            p.a.push(rax)?;
+            p.a.push(0)?;
+            p.iret_here()?;
+            p.a.set_label(&mut user)?;
+            p.a.nop()?;
+            body(p)?;
+            p.a.ud2()
+        })
+    }
+
+    /// Notes the address of a label in a word of the program's data, and says where. Changes RAX.
+    ///
+    /// # Errors
+    ///
+    /// None that a test must expect.
+    pub fn note(&mut self, label: CodeLabel) -> Result<u64, IcedError> {
+        let at = self.words(&[0]);
+        self.a.lea(rax, qword_ptr(label))?;
+        self.a.mov(qword_ptr(at), rax)?;
+        Ok(at)
     }
 
     /// Powers off, or shuts down with reason crash if a check failed.

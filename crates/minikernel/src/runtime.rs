@@ -335,6 +335,9 @@ fn record(
 ) -> Result<(), IcedError> {
     let variables = Variables::of(layout);
     const WORDS_WITHOUT_CODE: i32 = 7;
+    // Flags first, before anything changes them.
+    a.pushfq()?;
+    a.pop(qword_ptr(variables.saved(4)))?;
     a.mov(qword_ptr(variables.saved(1)), rbx)?;
     a.mov(qword_ptr(variables.saved(2)), rdi)?;
     a.mov(qword_ptr(variables.saved(3)), rdx)?;
@@ -344,8 +347,8 @@ fn record(
     a.imul_3(edi, edi, i32::try_from(RECORD_BYTES).unwrap_or(0))?;
     a.mov(rdx, layout.records())?;
     a.add(rdi, rdx)?;
-    a.pushfq()?;
-    a.pop(qword_ptr(rdi + offset::RFLAGS))?;
+    a.mov(rdx, qword_ptr(variables.saved(4)))?;
+    a.mov(qword_ptr(rdi + offset::RFLAGS), rdx)?;
     a.mov(qword_ptr(rdi + offset::ENTRY), rbx)?;
     a.mov(qword_ptr(rdi + offset::RSP), rsp)?;
     a.mov(qword_ptr(rdi + offset::RCX), rcx)?;

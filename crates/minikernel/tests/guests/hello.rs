@@ -1,6 +1,4 @@
 //! The smallest guests: what a kernel file may say of itself, and that the kernel runs then.
-#![forbid(unsafe_code)]
-
 use paravane_abi::{hypercall::Hypercall, sched::ShutdownReason};
 use paravane_minikernel::{End, Entry, Layout, Metadata, Program, Setup, Way};
 
