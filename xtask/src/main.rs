@@ -16,6 +16,7 @@ mod metadata;
 mod repo;
 mod test;
 mod tidy;
+mod witnesses;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Command {
     Fetch(fetch::Args),
     /// Fuzz one target, or list the targets
     Fuzz(fuzz::Args),
+    /// Run real programs in a guest and on the host, and compare what they print
+    Witnesses(witnesses::Args),
     /// Check the style rules that a machine can check
     Tidy,
     /// Write the pages of the documentation that come from the project's tables
@@ -66,6 +69,7 @@ fn run(repo: &Repo, command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(repo, &args),
         Command::Fetch(args) => fetch::run(repo, &args),
         Command::Fuzz(args) => fuzz::run(repo, &args),
+        Command::Witnesses(args) => witnesses::run(repo, &args),
         Command::Tidy => tidy::run(repo),
         Command::Generate => generate::run(repo),
         Command::Licences => licences::run(repo),

@@ -97,7 +97,7 @@ fn judge(console: &str, status: Option<i32>) -> anyhow::Result<Report> {
 }
 
 /// The kernel image of an unpacked kernel package.
-fn kernel_in(folder: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn kernel_in(folder: &Path) -> anyhow::Result<PathBuf> {
     let boot = folder.join("boot");
     let files = fs::read_dir(&boot).with_context(|| format!("could not list {}", boot.display()))?;
     let mut kernels = Vec::new();

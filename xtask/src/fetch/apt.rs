@@ -66,13 +66,25 @@ impl Apt {
         download.args(["download", &format!("{package}={version}")]).current_dir(into);
         command::read(&mut download)
             .with_context(|| format!("apt could not download {package} {version}"))?;
-        let listing =
-            fs::read_dir(into)?.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
-        let Some(file) = listing.into_iter().find(|file| file.extension().is_some_and(|it| it == "deb"))
-        else {
+        let Some(file) = packages_in(into)?.into_iter().next() else {
             bail!("apt said it downloaded {package} {version}, but {} has no .deb", into.display());
         };
         Ok(file)
+    }
+
+    /// Downloads packages and all that they depend on into `into`, sorted by name.
+    pub(crate) fn download_with_dependencies(
+        &self,
+        packages: &[&str],
+        into: &Path,
+    ) -> anyhow::Result<Vec<PathBuf>> {
+        fs::create_dir_all(into.join("partial"))?;
+        let mut install = self.command("apt-get");
+        install.args(["install", "--yes", "--no-install-recommends", "--download-only"]);
+        install.arg("-o").arg(format!("Dir::Cache::archives={}/", into.display())).args(packages);
+        command::read(&mut install)
+            .with_context(|| format!("apt could not download {} and what they need", packages.join(" ")))?;
+        packages_in(into)
     }
 
     fn stamp(&self) -> PathBuf {
@@ -102,6 +114,15 @@ impl Apt {
         fs::write(self.folder.join("apt.conf"), configuration(&self.folder, architecture)?)?;
         Ok(())
     }
+}
+
+/// The package files in a folder, sorted by name.
+fn packages_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let listing = fs::read_dir(folder)?.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let is_package = |file: &PathBuf| file.extension().is_some_and(|it| it == "deb");
+    let mut files: Vec<_> = listing.into_iter().filter(is_package).collect();
+    files.sort();
+    Ok(files)
 }
 
 /// Where the system's apt sources are: the list, and the folder of further ones.

@@ -9,6 +9,7 @@ mod control;
 mod guests;
 mod request;
 mod sources;
+mod tree;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -22,8 +23,9 @@ use crate::repo::Repo;
 use apt::Apt;
 use control::Stanza;
 use guests::GUESTS;
-pub(crate) use guests::{BUSYBOX, STOCK_KERNEL};
+pub(crate) use guests::{BUSYBOX, CLOUD_KERNEL, STOCK_KERNEL};
 pub(crate) use request::Request;
+pub(crate) use tree::tree;
 
 /// The file in each package's folder that says what was fetched.
 const RECEIPT: &str = ".fetched";
@@ -68,9 +70,7 @@ pub(crate) fn package(repo: &Repo, request: &Request) -> anyhow::Result<PathBuf>
 
 fn fetch(repo: &Repo, request: &Request, folder: &Path) -> anyhow::Result<()> {
     let cache = repo.debian();
-    fs::create_dir_all(cache).with_context(|| format!("could not make {}", cache.display()))?;
-    let lock = File::create(cache.join(".lock"))?;
-    lock.lock().context("could not lock the cache of packages")?;
+    let _lock = lock(repo)?;
     if folder.join(RECEIPT).is_file() {
         return Ok(()); // Another xtask fetched it while this one waited for the lock.
     }
@@ -86,6 +86,15 @@ fn fetch(repo: &Repo, request: &Request, folder: &Path) -> anyhow::Result<()> {
         apt.update()?;
         unpack(&apt, request, cache, folder)
     })
+}
+
+/// The right to change the cache, until it is dropped.
+fn lock(repo: &Repo) -> anyhow::Result<File> {
+    let cache = repo.debian();
+    fs::create_dir_all(cache).with_context(|| format!("could not make {}", cache.display()))?;
+    let lock = File::create(cache.join(".lock"))?;
+    lock.lock().context("could not lock the cache of packages")?;
+    Ok(lock)
 }
 
 /// Downloads a package and unpacks it to `folder` in one step, as others see it.
