@@ -76,9 +76,7 @@ impl Arena {
     }
 
     fn kick(&self) {
-        let cell = self.kick_cell();
-        cell.kicked.store(1, Ordering::Release);
-        cell.pointer.store(0, Ordering::Release);
+        self.kick_cell().pointer.store(0, Ordering::Release);
     }
 }
 
@@ -193,15 +191,13 @@ impl Cpu {
 
     /// Takes a kick, if there was one.
     pub(crate) fn take_kick(&self) -> bool {
-        let cell = self.arena.kick_cell();
-        let target = u64::from(self.layout().kicked());
-        cell.pointer.store(target, Ordering::Release);
-        cell.kicked.swap(0, Ordering::AcqRel) != 0
+        let target = u64::from(self.layout().kick_pointer());
+        self.arena.kick_cell().pointer.swap(target, Ordering::AcqRel) == 0
     }
 
     /// Whether somebody kicked.
     pub(crate) fn is_kicked(&self) -> bool {
-        self.arena.kick_cell().kicked.load(Ordering::Acquire) != 0
+        self.arena.kick_cell().pointer.load(Ordering::Acquire) == 0
     }
 
     /// A handle that kicks.

@@ -296,6 +296,7 @@ pub(crate) fn displacement(at: Rel32, target: u32) -> [u8; 4] {
 
 /// Condition codes, as in opcodes.
 pub(crate) mod cond {
+    pub(crate) const EQUAL: u8 = 4;
     pub(crate) const NOT_EQUAL: u8 = 5;
     pub(crate) const ABOVE: u8 = 7;
 }

@@ -248,8 +248,8 @@ impl Emitter {
         let entry = self.layout.code_page(self.conditions.mode, rip);
         self.hot.cmp32_mem(Mem::at(entry), page.0);
         let moved = self.hot.jcc_later(cond::NOT_EQUAL);
-        self.hot.cmp32_mem(Mem::at(self.layout.kicked()), 0);
-        let kicked = self.hot.jcc_later(cond::NOT_EQUAL);
+        self.hot.cmp32_mem(Mem::at(self.layout.kick_pointer()), 0);
+        let kicked = self.hot.jcc_later(cond::EQUAL);
         self.leave_for(moved, Site::Moved { rip, far, page });
         self.leave_for(kicked, Site::Enter { rip });
         if live != 0 {
@@ -261,8 +261,8 @@ impl Emitter {
     /// Emits a poll for kicks at the head of the block at `rip`.
     pub(crate) fn poll(&mut self, rip: u64, live: u32) {
         if live == 0 {
-            self.hot.cmp32_mem(Mem::at(self.layout.kicked()), 0);
-            let kicked = self.hot.jcc_later(cond::NOT_EQUAL);
+            self.hot.cmp32_mem(Mem::at(self.layout.kick_pointer()), 0);
+            let kicked = self.hot.jcc_later(cond::EQUAL);
             self.leave_for(kicked, Site::Enter { rip });
         } else {
             // A kick nulls the pointer: the load faults, and the signal handler brings it here.

@@ -5,7 +5,7 @@
 //! guest). The order in the arena: [`State`], [`KickCell`], TLBs, code-page tables, jump caches, code.
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::AtomicU64;
 
 use paravane_engine::{GuestMode, SegmentRegister, VcpuContext};
 
@@ -92,9 +92,10 @@ pub(crate) struct Bounce(pub(crate) [u8; 8192]);
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct KickCell {
-    /// Nonzero: leave soon.
-    pub(crate) kicked: AtomicU32,
-    /// Points at readable memory, or is null when kicked: polls that must not touch flags load through it.
+    /// Points at itself, or is null when kicked: polls that must not touch flags load through it.
+    ///
+    /// One word says it all, so that a kick happens at once. With a flag beside it, a kick that is taken half way
+    /// leaves a null pointer and nothing that explains the fault.
     pub(crate) pointer: AtomicU64,
 }
 
@@ -145,10 +146,6 @@ impl Layout {
 
     pub(crate) fn spill(self, index: usize) -> u32 {
         self.field(offset_of!(State, spill) + index * 8)
-    }
-
-    pub(crate) fn kicked(self) -> u32 {
-        self.field(part::KICK + offset_of!(KickCell, kicked))
     }
 
     pub(crate) fn kick_pointer(self) -> u32 {

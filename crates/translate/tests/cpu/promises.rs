@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::native::{CODE, Cpu, DATA, Machine, STACK_TOP, machine, map_page};
 use iced_x86::IcedError;
@@ -296,6 +297,29 @@ fn a_kick_ends_loops_of_every_kind() {
         prepare(machine, &[0xf4]);
         assert_eq!(machine.engine.run(), HLT);
     }
+}
+
+#[test]
+fn kicks_without_end_are_never_taken_for_a_fault() {
+    let mut guard = machine();
+    let machine = guard.as_mut().unwrap();
+    // The flag is live at the loop's head, so the poll is a load that faults.
+    prepare(machine, &[0xf9, 0x72, 0xfe]);
+    let kick = machine.engine.kick_handle();
+    let enough = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&enough);
+    let kicker = std::thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            kick.kick();
+        }
+    });
+    let exits: Vec<Exit> = (0..5_000).map(|_| machine.engine.run()).collect();
+    enough.store(true, Ordering::Relaxed);
+    kicker.join().unwrap();
+    // One more may be pending: nobody else's run shall see it.
+    machine.engine.kick_handle().kick();
+    assert_eq!(machine.engine.run(), Exit::Interrupted);
+    assert_eq!(exits.iter().find(|exit| **exit != Exit::Interrupted), None);
 }
 
 #[test]
