@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "these commands talk to a person")]
 
+mod bench;
 mod command;
 mod demo;
 mod fetch;
@@ -38,6 +39,8 @@ enum Command {
     Test(test::Args),
     /// Boot a stock Debian kernel: to a shell on a terminal, otherwise to a check of the guest from inside
     Demo(demo::Args),
+    /// Measure the program beside QEMU, and write docs/performance.md
+    Bench(bench::Args),
     /// Fetch Debian packages with real PV guests into target/debian, without root
     Fetch(fetch::Args),
     /// Fuzz one target, or list the targets
@@ -67,6 +70,7 @@ fn run(repo: &Repo, command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test(args) => test::run(repo, &args),
         Command::Demo(args) => demo::run(repo, &args),
+        Command::Bench(args) => bench::run(repo, &args),
         Command::Fetch(args) => fetch::run(repo, &args),
         Command::Fuzz(args) => fuzz::run(repo, &args),
         Command::Witnesses(args) => witnesses::run(repo, &args),

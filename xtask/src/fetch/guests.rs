@@ -16,6 +16,9 @@ pub(crate) const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
 /// The programs of the initial ramdisk that `paravane-initramfs` makes.
 pub(crate) const BUSYBOX: &str = "busybox-static";
 
+/// The emulator that the bench compares with.
+pub(crate) const QEMU: &str = "qemu-system-x86";
+
 /// Every guest that `cargo xtask fetch` brings when it is not told what to fetch.
 pub(crate) const GUESTS: [Guest; 8] = [
     Guest { request: STOCK_KERNEL, why: "Linux 6.1, xz payload, raw SYSCALL instead of the hypercall page" },

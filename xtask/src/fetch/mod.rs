@@ -23,7 +23,7 @@ use crate::repo::Repo;
 use apt::Apt;
 use control::Stanza;
 use guests::GUESTS;
-pub(crate) use guests::{BUSYBOX, CLOUD_KERNEL, STOCK_KERNEL};
+pub(crate) use guests::{BUSYBOX, CLOUD_KERNEL, QEMU, STOCK_KERNEL};
 pub(crate) use request::Request;
 pub(crate) use tree::tree;
 
