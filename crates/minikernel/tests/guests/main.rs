@@ -3,4 +3,7 @@
 
 mod exceptions;
 mod hello;
+mod hostile;
+mod random;
+mod self_modifying;
 mod user_mode;
