@@ -1,9 +1,15 @@
 //! Guests, a file for each family of hypercalls or traps.
 #![forbid(unsafe_code)]
 
+mod descriptors;
+mod events;
 mod exceptions;
+mod grants;
 mod hello;
 mod hostile;
+mod iret;
+mod mmu;
 mod random;
 mod self_modifying;
+mod small;
 mod user_mode;
