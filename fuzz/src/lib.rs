@@ -6,14 +6,19 @@
 //! finds is kept in `regressions/TARGET/` and stays there after the bug is mended.
 #![forbid(unsafe_code)]
 
+pub mod commands;
 pub mod descriptors;
 pub mod features;
+pub mod gdt_dump;
+mod guest;
 pub mod hypercall_page;
+pub mod hypercalls;
 pub mod image;
 pub mod notes;
 pub mod numbers;
 pub mod page_tables;
 pub mod payload;
+pub mod xenstore;
 
 /// A target: its name, which is also that of its program and its folders of inputs, and its body.
 #[derive(Debug)]
@@ -26,14 +31,18 @@ pub struct Target {
 
 /// Every target, by name.
 pub const TARGETS: &[Target] = &[
+    Target { name: "commands", check: commands::check },
     Target { name: "descriptors", check: descriptors::check },
     Target { name: "features", check: features::check },
+    Target { name: "gdt_dump", check: gdt_dump::check },
     Target { name: "hypercall_page", check: hypercall_page::check },
+    Target { name: "hypercalls", check: hypercalls::check },
     Target { name: "image", check: image::check },
     Target { name: "notes", check: notes::check },
     Target { name: "numbers", check: numbers::check },
     Target { name: "page_tables", check: page_tables::check },
     Target { name: "payload", check: payload::check },
+    Target { name: "xenstore", check: xenstore::check },
 ];
 
 #[cfg(test)]
