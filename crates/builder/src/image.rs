@@ -26,10 +26,11 @@ pub use self::verdict::Verdict;
 
 use self::addresses::Addresses;
 use self::container::{Container, ContainerError};
-use self::elf::{Elf, ElfError, Segment};
+use self::elf::{Elf, ElfError, LoadAddr, Segment};
 use self::inspection::Understanding;
 use self::parameters::Parameters;
 use self::payload::DecompressError;
+use self::symbol_table::SymbolTable;
 
 pub mod addresses;
 mod blocks;
@@ -48,6 +49,7 @@ pub mod notes;
 pub mod parameters;
 pub mod payload;
 pub mod problem;
+pub mod symbol_table;
 pub mod value;
 pub mod verdict;
 
@@ -118,6 +120,11 @@ impl<'a> Image<'a> {
         // A segment of this image lies in the file, as was checked; one of another image may not.
         let place = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         place.and_then(|(start, end)| self.bytes.get(start..end)).unwrap_or_default()
+    }
+
+    /// The bytes of the symbol table that the kernel wants behind itself, in pieces with their places.
+    pub fn symbol_table_pieces(&self, table: &SymbolTable) -> [(LoadAddr, Cow<'_, [u8]>); 3] {
+        table.pieces(self.understanding.elf.guest, &self.bytes)
     }
 
     /// Everything there is to say about the image.

@@ -149,6 +149,12 @@ fn load_kernel(request: &BuildRequest<'_>, plan: &Plan) -> Result<(), BuildError
         let (pfn, offset) = place(plan, at).ok_or(BuildError::Outside { what: "segment", address: at })?;
         copy(request, pfn, offset, image.segment_bytes(segment))?;
     }
+    let table = request.kernel.addresses.symbol_table.as_ref();
+    for (addr, bytes) in table.iter().flat_map(|table| image.symbol_table_pieces(table)) {
+        let at = request.kernel.addresses.virt_of(addr);
+        let (pfn, offset) = place(plan, at).ok_or(BuildError::Outside { what: "symbol table", address: at })?;
+        copy(request, pfn, offset, &bytes)?;
+    }
     Ok(())
 }
 

@@ -79,8 +79,11 @@ pub struct P2mMapping {
 pub enum PlanError {
     /// Too little memory.
     #[error(
-        "the domain has {} MiB of memory, and this kernel with its initrd needs {} MiB to start: give it more with -m",
-        (.pages * PAGE_SIZE) >> 20,
+        "the domain has {} KiB of memory, and this kernel with its initrd needs {} KiB to start: give it more, \
+         with -m {2}K or -m {3}M",
+        (.pages * PAGE_SIZE) >> 10,
+        (.needed * PAGE_SIZE) >> 10,
+        (.needed * PAGE_SIZE) >> 10,
         (.needed * PAGE_SIZE).div_ceil(1 << 20)
     )]
     TooLittleMemory {

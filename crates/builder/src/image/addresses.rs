@@ -20,6 +20,7 @@ use super::elf::{Elf, LoadAddr};
 use super::metadata::Source;
 use super::parameters::Parameters;
 use super::problem::Problem;
+use super::symbol_table::SymbolTable;
 
 /// The addresses that follow from the ELF file and the image's [`Parameters`]. Names are those of Xen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,7 +37,7 @@ pub struct Addresses {
     pub virt_offset: u64,
     /// Where the kernel begins.
     pub virt_kstart: GuestVirt,
-    /// Where the kernel ends, without a symbol table that BSD_SYMTAB may ask for.
+    /// Where the kernel ends, together with the symbol table if that is loaded behind it.
     pub virt_kend: GuestVirt,
     /// Where the kernel is entered.
     pub virt_entry: GuestVirt,
@@ -44,6 +45,8 @@ pub struct Addresses {
     pub hypercall_page: Option<GuestVirt>,
     /// Where the p2m list is mapped; `None` if it lies in the initial region.
     pub init_p2m: Option<GuestVirt>,
+    /// The symbol table that is loaded behind the kernel because it asks for that.
+    pub symbol_table: Option<SymbolTable>,
 }
 
 /// Why the addresses contradict each other.
@@ -118,8 +121,8 @@ pub enum AddressFault {
 }
 
 impl Addresses {
-    /// Derives the addresses, lists what contradicts what, and says if INIT_P2M is of no use.
-    pub(super) fn derive(elf: &Elf, parameters: &Parameters) -> (Self, Vec<AddressFault>, Option<Problem>) {
+    /// Derives the addresses, lists what contradicts what, and says what of the parameters is of no use.
+    pub(super) fn derive(elf: &Elf, parameters: &Parameters) -> (Self, Vec<AddressFault>, Vec<Problem>) {
         let load = elf.load_range();
         let virt_base = parameters.virt_base.unwrap_or(GuestVirt(0));
         // Before there were notes, linkers put virtual addresses into p_paddr.
@@ -130,6 +133,14 @@ impl Addresses {
         let elf_paddr_offset = parameters.paddr_offset.unwrap_or(default_offset);
         let virt_offset = virt_base.0.wrapping_sub(elf_paddr_offset);
         let (init_p2m, ignored) = init_p2m(elf.guest, parameters, virt_base);
+        let mut problems = Vec::from_iter(ignored);
+        let symbol_table = if parameters.bsd_symtab {
+            let placed = SymbolTable::place(elf, load.end);
+            placed.map_err(|reason| problems.push(Problem::NoSymbolTable(reason))).ok()
+        } else {
+            None
+        };
+        let end = symbol_table.as_ref().map_or(load.end, |table| table.load_end);
         let addresses = Self {
             pstart: load.start,
             pend: load.end,
@@ -137,13 +148,14 @@ impl Addresses {
             elf_paddr_offset,
             virt_offset,
             virt_kstart: GuestVirt(load.start.0.wrapping_add(virt_offset)),
-            virt_kend: GuestVirt(load.end.0.wrapping_add(virt_offset)),
+            virt_kend: GuestVirt(end.0.wrapping_add(virt_offset)),
             virt_entry: parameters.entry.unwrap_or(elf.entry),
             hypercall_page: parameters.hypercall_page,
             init_p2m,
+            symbol_table,
         };
         let faults = addresses.faults(elf.guest, parameters);
-        (addresses, faults, ignored)
+        (addresses, faults, problems)
     }
 
     /// The virtual address at which the byte loaded at `addr` appears.

@@ -18,6 +18,7 @@ use paravane_x86::mode::Guest;
 use serde::Serialize;
 
 use super::contents::Contents;
+use super::symbol_table::NoSymbolTable;
 
 pub use self::error::{ElfError, Table};
 
@@ -39,6 +40,8 @@ mod number {
     pub(super) const PF_X: u32 = 1;
     pub(super) const PF_W: u32 = 2;
     pub(super) const PF_R: u32 = 4;
+    pub(super) const SHT_SYMTAB: u32 = 2;
+    pub(super) const SHT_STRTAB: u32 = 3;
     pub(super) const SHT_NOTE: u32 = 7;
     pub(super) const SHT_NOBITS: u32 = 8;
     pub(super) const EM_386: u16 = 3;
@@ -141,8 +144,9 @@ impl Elf {
         let header = Header::read(head, file_len)?;
         let programs = header.programs.bytes(contents)?.map(|bytes| header.class.program(bytes));
         let programs: Vec<ProgramHeader> = programs.collect();
-        let sections = header.sections.bytes(contents)?.map(|bytes| header.class.section(bytes));
-        let sections: Vec<Section> = sections.collect();
+        let sections = header.sections.offsets().zip(header.sections.bytes(contents)?);
+        let sections: Vec<Section> =
+            sections.map(|(offset, bytes)| header.class.section(offset, bytes)).collect();
 
         let len = [header.programs.range(), header.sections.range()]
             .into_iter()
@@ -192,6 +196,25 @@ impl Elf {
             .map(|(index, section)| (index, section.range.clone()))
     }
 
+    /// The sections of the symbol table and of its names: the first table, and what it links to.
+    pub(super) fn symbol_sections(&self) -> Result<(SectionPlace, SectionPlace), NoSymbolTable> {
+        let is_table = |section: &Section| section.kind == number::SHT_SYMTAB;
+        let index = 1 + self.sections.iter().skip(1).position(is_table).ok_or(NoSymbolTable::None)?;
+        let link = self.sections[index].link;
+        let names = usize::try_from(link)
+            .ok()
+            .filter(|&link| self.sections.get(link).is_some_and(|names| names.kind == number::SHT_STRTAB))
+            .ok_or(NoSymbolTable::NoNames { symbols: index, names: link })?;
+        let place = |section: usize| {
+            let Section { header, range, .. } = &self.sections[section];
+            // The file's length counts only what lies in it.
+            let range = range.clone().filter(|range| range.end <= self.len);
+            let bytes = range.ok_or(NoSymbolTable::Outside { section })?;
+            Ok(SectionPlace { header: *header, bytes })
+        };
+        Ok((place(index)?, place(names)?))
+    }
+
     /// The bytes of the first section of that name, as far as they lie in the file.
     pub(super) fn section_named<'c>(&self, contents: &'c Contents<'_>, name: &str) -> Option<&'c [u8]> {
         let names = contents.get(self.sections.get(self.section_names)?.range.as_ref()?)?;
@@ -203,6 +226,15 @@ impl Elf {
         let range = section.range.as_ref()?;
         contents.get(&(range.start..range.end.min(contents.len())))
     }
+}
+
+/// Where a section is in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SectionPlace {
+    /// Where its header begins.
+    pub(super) header: u64,
+    /// The place of its bytes.
+    pub(super) bytes: Range<u64>,
 }
 
 /// What the first bytes of a file tell before the rest of it is known.

@@ -110,8 +110,8 @@ impl Understanding {
         let elf = Elf::read(contents)?;
         let Some(mut metadata) = Metadata::read(&elf, contents) else { return Ok(None) };
         let parameters = Parameters::new(&metadata);
-        let (addresses, address_faults, ignored) = Addresses::derive(&elf, &parameters);
-        metadata.problems.extend(ignored);
+        let (addresses, address_faults, address_problems) = Addresses::derive(&elf, &parameters);
+        metadata.problems.extend(address_problems);
         let linux = match &container {
             Container::BzImage(image) => image.kernel_version.as_deref().and_then(Linux::from_version),
             // The search reads the whole file, so it is made only where its result matters.

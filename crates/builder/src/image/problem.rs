@@ -7,6 +7,8 @@ use paravane_abi::units::GuestVirt;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use super::symbol_table::NoSymbolTable;
+
 /// Where notes were looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NotePlace {
@@ -97,6 +99,9 @@ pub enum Problem {
         /// The rule that it breaks.
         reason: &'static str,
     },
+    /// BSD_SYMTAB has no effect.
+    #[error("BSD_SYMTAB asks for the symbol table behind the kernel, and none is loaded: {0}")]
+    NoSymbolTable(NoSymbolTable),
 }
 
 impl Serialize for Problem {

@@ -247,7 +247,7 @@ impl Case<'_> {
             | Problem::NoteCut { .. }
             | Problem::TooManyNotes { .. }
             | Problem::LegacyTooLong { .. } => true,
-            Problem::Unreadable { .. } | Problem::InitP2mIgnored { .. } => false,
+            Problem::Unreadable { .. } | Problem::InitP2mIgnored { .. } | Problem::NoSymbolTable(_) => false,
         })
     }
 

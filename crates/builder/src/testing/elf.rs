@@ -11,7 +11,10 @@ pub const PT_NOTE: u32 = 4;
 pub const SHT_NOTE: u32 = 7;
 /// `sh_type` of any other section here.
 pub const SHT_PROGBITS: u32 = 1;
-const SHT_STRTAB: u32 = 3;
+/// `sh_type` of a symbol table.
+pub const SHT_SYMTAB: u32 = 2;
+/// `sh_type` of a table of names.
+pub const SHT_STRTAB: u32 = 3;
 /// `p_flags` for all accesses.
 pub const RWX: u32 = 7;
 
@@ -70,7 +73,15 @@ pub struct ElfFile {
     machine: u16,
     entry: u64,
     programs: Vec<(Program, Option<Vec<u8>>)>,
-    sections: Vec<(String, u32, Vec<u8>)>,
+    sections: Vec<Section>,
+}
+
+#[derive(Clone, Debug)]
+struct Section {
+    name: String,
+    kind: u32,
+    link: usize,
+    bytes: Vec<u8>,
 }
 
 impl ElfFile {
@@ -126,9 +137,38 @@ impl ElfFile {
 
     /// Adds a section.
     #[must_use]
-    pub fn section(mut self, name: &str, kind: u32, bytes: &[u8]) -> Self {
-        self.sections.push((name.to_owned(), kind, bytes.to_vec()));
+    pub fn section(self, name: &str, kind: u32, bytes: &[u8]) -> Self {
+        self.linked_section(name, kind, bytes, 0)
+    }
+
+    /// Adds a section that links to another, whose number is given: the first that is added has number 1.
+    #[must_use]
+    pub fn linked_section(mut self, name: &str, kind: u32, bytes: &[u8], link: usize) -> Self {
+        self.sections.push(Section { name: name.to_owned(), kind, link, bytes: bytes.to_vec() });
         self
+    }
+
+    /// Adds a symbol table with its names: functions at these addresses, behind the empty first symbol.
+    ///
+    /// # Panics
+    ///
+    /// If an address does not fit a 32-bit file.
+    #[must_use]
+    pub fn symbols(self, functions: &[(&str, u64)]) -> Self {
+        /// `st_info` of a global function, and a section that is no special one.
+        const GLOBAL_FUNCTION: u8 = 0x12;
+        const SECTION: usize = 1;
+        let mut names = vec![0];
+        let mut table = Fields { guest: self.guest, bytes: Vec::new() };
+        table.symbol(0, 0, 0, 0);
+        for (name, address) in functions {
+            table.symbol(names.len(), *address, GLOBAL_FUNCTION, SECTION);
+            names.extend_from_slice(name.as_bytes());
+            names.push(0);
+        }
+        let names_section = self.sections.len() + 2;
+        let table = table.bytes;
+        self.linked_section(".symtab", SHT_SYMTAB, &table, names_section).section(".strtab", SHT_STRTAB, &names)
     }
 
     /// The file.
@@ -161,14 +201,14 @@ impl ElfFile {
         }
         let mut names = vec![0];
         let mut sections = Fields { guest: self.guest, bytes: vec![0; section_len] };
-        for (name, kind, bytes) in &self.sections {
-            sections.section(names.len(), *kind, place(bytes), bytes.len());
+        for Section { name, kind, link, bytes } in &self.sections {
+            sections.section(names.len(), *kind, (place(bytes), bytes.len()), *link);
             names.extend_from_slice(name.as_bytes());
             names.push(0);
         }
         let names_section = names.len();
         names.extend_from_slice(b".shstrtab\0");
-        sections.section(names_section, SHT_STRTAB, place(&names), names.len());
+        sections.section(names_section, SHT_STRTAB, (place(&names), names.len()), 0);
         let section_offset = place(&[]);
 
         let mut file = Fields { guest: self.guest, bytes: b"\x7fELF".to_vec() };
@@ -221,9 +261,24 @@ impl Fields {
         self.word(1);
     }
 
-    fn section(&mut self, name: usize, kind: u32, offset: u64, len: usize) {
+    fn section(&mut self, name: usize, kind: u32, (offset, len): (u64, usize), link: usize) {
         self.u32(u32::try_from(name).expect("names are short")).u32(kind).word(0).word(0);
-        self.word(offset).word(len as u64).u32(0).u32(0).word(1).word(0);
+        self.word(offset).word(len as u64).u32(u32::try_from(link).expect("few sections")).u32(0);
+        self.word(1).word(0);
+    }
+
+    fn symbol(&mut self, name: usize, address: u64, info: u8, section: usize) {
+        self.u32(u32::try_from(name).expect("names are short"));
+        match self.guest {
+            Guest::Bits64 => {
+                self.bytes.extend_from_slice(&[info, 0]);
+                self.u16(section).word(address).word(0);
+            }
+            Guest::Bits32 => {
+                self.word(address).word(0).bytes.extend_from_slice(&[info, 0]);
+                self.u16(section);
+            }
+        }
     }
 }
 

@@ -142,6 +142,7 @@ fn as_guest(inspection: &Inspection) -> Vec<(&'static str, String)> {
                 |address| address.to_string(),
             ),
         ),
+        ("Symbol table", symbol_table(inspection)),
         ("Supports", set(parameters.features.supported)),
         ("Requires", set(parameters.features.required)),
     ];
@@ -149,6 +150,20 @@ fn as_guest(inspection: &Inspection) -> Vec<(&'static str, String)> {
         fields.push(("Unknown features", parameters.features.unknown_optional.join(", ")));
     }
     fields
+}
+
+fn symbol_table(inspection: &Inspection) -> String {
+    let addresses = &inspection.addresses;
+    match &addresses.symbol_table {
+        Some(table) => format!(
+            "{} symbols, loaded behind the kernel: {} to {}",
+            table.symbols,
+            addresses.virt_of(table.load_addr),
+            addresses.virt_of(table.load_end)
+        ),
+        None if inspection.parameters.bsd_symtab => "asked for, but the file has none to load".to_owned(),
+        None => format!("not loaded: {}", ElfNote::BsdSymtab.facts().absent),
+    }
 }
 
 fn mapping(addresses: &Addresses) -> String {

@@ -71,6 +71,12 @@ impl TablePlace {
         if len == 0 { Some(0..0) } else { Some(self.offset..self.offset.checked_add(len)?) }
     }
 
+    /// Where each entry begins in the file, if the table lies in it.
+    pub(super) fn offsets(&self) -> impl Iterator<Item = u64> + use<> {
+        let Self { offset, entry_len, count, .. } = *self;
+        (0..u64::from(count)).map(move |index| offset.wrapping_add(index * u64::from(entry_len)))
+    }
+
     /// The bytes of each entry, as many as the format defines.
     pub(super) fn bytes<'c>(
         &self,
@@ -150,13 +156,19 @@ impl Class {
         }
     }
 
-    /// Reads a section header of [`Self::entry_len`] bytes.
-    pub(super) fn section(self, bytes: &[u8]) -> Section {
+    /// Reads a section header of [`Self::entry_len`] bytes, which stands at `header` in the file.
+    pub(super) fn section(self, header: u64, bytes: &[u8]) -> Section {
         let mut fields = Fields { class: self, bytes };
         let (name, kind) = (fields.u32(), fields.u32());
         let (_flags, _addr) = (fields.word(), fields.word());
         let (offset, len) = (fields.word(), fields.word());
-        Section { name, kind, range: offset.checked_add(len).map(|end| offset..end) }
+        Section {
+            header,
+            name,
+            kind,
+            range: offset.checked_add(len).map(|end| offset..end),
+            link: fields.u32(),
+        }
     }
 }
 
@@ -216,10 +228,14 @@ impl ProgramHeader {
     }
 }
 
-/// A section, as far as notes need it.
+/// A section, as far as notes and the symbol table need it.
 #[derive(Clone, Debug)]
 pub(super) struct Section {
+    /// Where its header stands in the file.
+    pub(super) header: u64,
     pub(super) name: u32,
     pub(super) kind: u32,
     pub(super) range: Option<Range<u64>>,
+    /// `sh_link`: for a symbol table, the section of its names.
+    pub(super) link: u32,
 }
