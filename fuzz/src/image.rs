@@ -34,6 +34,14 @@ fn check_opened(image: &Image<'_>) {
         assert!(segment.file_len <= segment.memory_len, "a segment's bytes fit its memory");
     }
     let inspection = image.inspect();
+    if let Some(table) = &inspection.addresses.symbol_table {
+        let mut end = table.load_addr;
+        for (addr, bytes) in image.symbol_table_pieces(table) {
+            assert!(addr >= end, "the pieces of a symbol table follow each other");
+            end.0 = addr.0 + bytes.len() as u64;
+        }
+        assert!(end <= table.load_end, "a symbol table takes the memory that it says");
+    }
     let runs = inspection.verdict.boot.is_runnable();
     assert_eq!(inspection.verdict.obstacles.is_empty(), runs, "what does not boot has a reason");
     match image.pv_kernel() {
