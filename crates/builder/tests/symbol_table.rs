@@ -7,9 +7,7 @@ use paravane_builder::image::problem::Problem;
 use paravane_builder::image::symbol_table::NoSymbolTable;
 use paravane_builder::image::verdict::Boot;
 use paravane_builder::image::{Image, inspect};
-use paravane_builder::testing::elf::{
-    ElfFile, SHT_PROGBITS, SHT_STRTAB, SHT_SYMTAB, number_note, text_note,
-};
+use paravane_builder::testing::elf::{ElfFile, SHT_PROGBITS, SHT_STRTAB, SHT_SYMTAB, number_note, text_note};
 use paravane_x86::mode::Guest;
 
 /// Where the made kernels are loaded, and their length: no multiple of a word.
@@ -127,7 +125,8 @@ fn a_table_that_nobody_asks_for_is_left_out() {
             text_note(ElfNote::Loader, "generic"),
             text_note(ElfNote::BsdSymtab, text),
         ];
-        let file = ElfFile::new(Guest::Bits64).load(0, b"code", KERNEL_BYTES).notes(&notes).symbols(&FUNCTIONS);
+        let file =
+            ElfFile::new(Guest::Bits64).load(0, b"code", KERNEL_BYTES).notes(&notes).symbols(&FUNCTIONS);
         let inspection = inspect(&file.build()).unwrap();
         assert_eq!(inspection.addresses.symbol_table, None, "{text:?}");
         assert_eq!(inspection.addresses.virt_kend, GuestVirt(KERNEL_BYTES), "{text:?}");
@@ -200,7 +199,8 @@ fn init_p2m_may_not_lie_in_the_symbols() {
     };
     for (init_p2m, boot) in [(base + 0x3000, Boot::Refused), (0x80_0000_0000, Boot::Pv64)] {
         let many: Vec<_> = (0..200).map(|index| ("function", base + index)).collect();
-        let file = ElfFile::new(Guest::Bits64).load(0, b"code", 0x3000).notes(&notes(init_p2m)).symbols(&many);
+        let file =
+            ElfFile::new(Guest::Bits64).load(0, b"code", 0x3000).notes(&notes(init_p2m)).symbols(&many);
         assert_eq!(inspect(&file.build()).unwrap().verdict.boot, boot, "{init_p2m:#x}");
     }
 }

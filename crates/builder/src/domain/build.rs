@@ -152,7 +152,8 @@ fn load_kernel(request: &BuildRequest<'_>, plan: &Plan) -> Result<(), BuildError
     let table = request.kernel.addresses.symbol_table.as_ref();
     for (addr, bytes) in table.iter().flat_map(|table| image.symbol_table_pieces(table)) {
         let at = request.kernel.addresses.virt_of(addr);
-        let (pfn, offset) = place(plan, at).ok_or(BuildError::Outside { what: "symbol table", address: at })?;
+        let (pfn, offset) =
+            place(plan, at).ok_or(BuildError::Outside { what: "symbol table", address: at })?;
         copy(request, pfn, offset, &bytes)?;
     }
     Ok(())

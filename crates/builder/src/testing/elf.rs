@@ -168,7 +168,8 @@ impl ElfFile {
         }
         let names_section = self.sections.len() + 2;
         let table = table.bytes;
-        self.linked_section(".symtab", SHT_SYMTAB, &table, names_section).section(".strtab", SHT_STRTAB, &names)
+        self.linked_section(".symtab", SHT_SYMTAB, &table, names_section)
+            .section(".strtab", SHT_STRTAB, &names)
     }
 
     /// The file.

@@ -10,9 +10,6 @@ use crate::{
     run::{self, RunConfig, TraceTo},
 };
 
-/// The least memory that makes sense, in bytes; what an image needs beyond that is found when it is laid out.
-const LEAST_MEMORY: u64 = 8 << 20;
-
 /// Runs the guest and returns the exit code that says how it ended.
 ///
 /// # Errors
@@ -25,13 +22,6 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Failure> {
 
 fn configuration(args: RunArgs) -> Result<RunConfig, Failure> {
     let bytes = memory_size(&args.memory)?;
-    if bytes < LEAST_MEMORY {
-        return Err(Failure::Usage(format!(
-            "a guest needs at least {} MiB of memory, and -m says {}",
-            LEAST_MEMORY >> 20,
-            args.memory
-        )));
-    }
     let trace = args.trace.map(|TraceKind::Hypercalls| match args.log_file {
         Some(path) => TraceTo::File(path),
         None => TraceTo::StandardError,
