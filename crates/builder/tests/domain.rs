@@ -1,5 +1,6 @@
 //! What a built domain holds, for kernels of any layout: read from its memory, through its own page tables.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,6 @@
 //! A kernel with BSD_SYMTAB finds its symbols behind itself.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use paravane_abi::elfnote::ElfNote;
 use paravane_abi::units::GuestVirt;
