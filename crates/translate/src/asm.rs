@@ -15,6 +15,8 @@ pub(crate) mod reg {
     pub(crate) const RBX: u8 = 3;
     pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
+    pub(crate) const RSI: u8 = 6;
+    pub(crate) const RDI: u8 = 7;
     /// Scratch: an address. The guest's R14 is in memory.
     pub(crate) const R14: u8 = 14;
     /// Scratch: an index, an operand. The guest's R15 is in memory.
@@ -245,6 +247,27 @@ impl Buffer {
             self.op_reg(wide, &[0x81], operation, register);
             self.put32(value.cast_unsigned());
         }
+    }
+
+    /// `shl register32, count`.
+    pub(crate) fn shl32(&mut self, register: u8, count: u8) {
+        self.op_reg(false, &[0xc1], 4, register);
+        self.put(&[count]);
+    }
+
+    /// `or to32, from32`.
+    pub(crate) fn or32(&mut self, to: u8, from: u8) {
+        self.op_reg(false, &[0x09], from, to);
+    }
+
+    /// `add to, from`, 64 bits.
+    pub(crate) fn add(&mut self, to: u8, from: u8) {
+        self.op_reg(true, &[0x01], from, to);
+    }
+
+    /// `sub to, from`, 64 bits.
+    pub(crate) fn sub(&mut self, to: u8, from: u8) {
+        self.op_reg(true, &[0x29], from, to);
     }
 
     /// `cmp dword [mem], imm32`.

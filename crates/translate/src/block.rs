@@ -179,7 +179,7 @@ impl Translator {
             let next = last.instruction.next_ip();
             self.emitter.jump_to(last.instruction.ip(), self.wrap_rip(next), last.live_after);
         }
-        self.place();
+        self.place(rip);
         self.stats.blocks += 1;
         self.stats.instructions += decoded.len() as u64;
         Ok(Block { body, pad, polls: need == Need::Poll, live, second: source.second })
@@ -200,6 +200,7 @@ impl Translator {
                 return emitter.flow(item, flow, item.live_after);
             }
             Class::Register(operation) => emitter.state(item, operation, bytes, tsd),
+            Class::Move => emitter.string_move(item),
             Class::Helper(helper) => {
                 let resume = !helper.ends_block() && !last && !emitter.conditions.single;
                 emitter.helper(item, helper, resume);
@@ -210,8 +211,12 @@ impl Translator {
     }
 
     /// Copies the emitted block into the cache.
-    fn place(&mut self) {
+    fn place(&mut self, rip: u64) {
         let emitter = &self.emitter;
+        if let Some(map) = &mut self.perf_map {
+            let (hot, cold) = (&emitter.hot, &emitter.cold);
+            map.block(rip, (hot.base, hot.bytes.len()), (cold.base, cold.bytes.len()));
+        }
         self.cpu.write_code(emitter.hot.base, &emitter.hot.bytes);
         self.cpu.write_code(emitter.cold.base, &emitter.cold.bytes);
         self.hot_next = emitter.hot.here();
@@ -227,7 +232,7 @@ impl Translator {
         self.emitter.start(self.hot_next, self.cold_next, page, conditions);
         block.pad = Some(self.emitter.pad(rip, page, block.live, self.indirect_miss));
         self.emitter.hot.jmp(block.body);
-        self.place();
+        self.place(rip);
         block
     }
 
@@ -283,6 +288,7 @@ impl Translator {
             | Class::Memory(_)
             | Class::Stack(_)
             | Class::Flow(_)
+            | Class::Move
             | Class::Register(_) => Effect::of(&instruction),
         };
         Decoded { instruction, class, effect, live_after: ALL }
@@ -389,6 +395,7 @@ fn ends_block(class: Class) -> bool {
         | Class::Lea
         | Class::Memory(_)
         | Class::Stack(_)
+        | Class::Move
         | Class::Register(_) => false,
     }
 }
@@ -423,6 +430,7 @@ fn liveness(decoded: &mut [Decoded], source: &Source, env: Env, rip: u64) -> Vec
             | Class::Lea
             | Class::Memory(_)
             | Class::Stack(_)
+            | Class::Move
             | Class::Register(_)
             | Class::Helper(_) => live,
         };

@@ -29,6 +29,8 @@ pub(crate) enum Class {
     Flow(Flow),
     /// State that translated code keeps in memory.
     Register(StateOp),
+    /// MOVS and STOS, with and without REP: in place within a page, by Rust otherwise.
+    Move,
     /// Performed by Rust.
     Helper(Helper),
 }
@@ -61,6 +63,8 @@ pub(crate) enum StackOp {
     Push,
     Pop,
     Leave,
+    /// PUSHF of all 64 bits.
+    PushFlags,
 }
 
 /// Near control flow.
@@ -82,6 +86,8 @@ pub(crate) enum StateOp {
     ClearDirection,
     SetDirection,
     ReadBase,
+    /// MOV from a segment register to a general one.
+    ReadSelector,
     TimeAndNumber,
     ProcessorNumber,
     /// RDTSC: plain unless CR4.TSD is set.
@@ -95,7 +101,7 @@ pub(crate) enum Helper {
     String,
     /// ENTER.
     Enter,
-    /// PUSHF.
+    /// PUSHF of fewer than 64 bits.
     PushFlags,
     /// POPF.
     PopFlags,
@@ -204,13 +210,16 @@ pub(crate) fn classify(
         return Class::Helper(Helper::Privileged);
     }
     if instruction.is_string_instruction() {
-        return Class::Helper(Helper::String);
+        return if is_move(instruction) { Class::Move } else { Class::Helper(Helper::String) };
     }
     if instruction.is_vsib() {
         return Class::Helper(Helper::Elements);
     }
     if (0..instruction.op_count()).any(|op| is_segment_register(instruction, op)) {
-        return Class::Helper(Helper::Segment);
+        let reads = instruction.mnemonic() == Mnemonic::Mov
+            && instruction.op0_kind() == OpKind::Register
+            && instruction.op0_register().is_gpr();
+        return if reads { Class::Register(StateOp::ReadSelector) } else { Class::Helper(Helper::Segment) };
     }
     by_operands(instruction, factory)
 }
@@ -241,6 +250,7 @@ fn named(instruction: &Instruction) -> Option<Class> {
         Mnemonic::Rdtscp => Class::Register(StateOp::TimeAndNumber),
         Mnemonic::Rdpid => Class::Register(StateOp::ProcessorNumber),
         Mnemonic::Leave => Class::Stack(StackOp::Leave),
+        Mnemonic::Pushfq => Class::Stack(StackOp::PushFlags),
         Mnemonic::Push | Mnemonic::Pop if !is_segment_register(instruction, 0) => {
             let push = instruction.mnemonic() == Mnemonic::Push;
             Class::Stack(if push { StackOp::Push } else { StackOp::Pop })
@@ -256,7 +266,7 @@ fn named_helper(mnemonic: Mnemonic) -> Option<Helper> {
     let helper = match mnemonic {
         Mnemonic::Wrfsbase | Mnemonic::Wrgsbase => Helper::WriteBase,
         Mnemonic::Enter => Helper::Enter,
-        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => Helper::PushFlags,
+        Mnemonic::Pushf | Mnemonic::Pushfd => Helper::PushFlags,
         Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => Helper::PopFlags,
         Mnemonic::Pusha | Mnemonic::Pushad | Mnemonic::Popa | Mnemonic::Popad => Helper::AllRegisters,
         Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => Helper::Segment,
@@ -355,6 +365,25 @@ pub(crate) fn operand_size(instruction: &Instruction) -> u32 {
     let size = instruction.memory_size();
     let bytes = if instruction.is_broadcast() { size.element_size() } else { size.size() };
     u32::try_from(bytes).unwrap_or(0)
+}
+
+/// Whether a string instruction only moves bytes, with addresses as wide as pointers and a source that has no base.
+fn is_move(instruction: &Instruction) -> bool {
+    let based = matches!(instruction.segment_prefix(), Register::FS | Register::GS);
+    let wide = (0..instruction.op_count())
+        .all(|op| !matches!(instruction.op_kind(op), OpKind::MemorySegESI | OpKind::MemoryESEDI));
+    let moves = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Movsb
+            | Mnemonic::Movsw
+            | Mnemonic::Movsd
+            | Mnemonic::Movsq
+            | Mnemonic::Stosb
+            | Mnemonic::Stosw
+            | Mnemonic::Stosd
+            | Mnemonic::Stosq
+    );
+    moves && wide && !based
 }
 
 fn is_segment_register(instruction: &Instruction, operand: u32) -> bool {

@@ -194,6 +194,11 @@ impl Emitter {
         }
     }
 
+    /// The host's flags are clobbered; the guest's, as far as they matter, are in memory.
+    pub(crate) fn clobber_flags(&mut self) {
+        self.flags_in_host = false;
+    }
+
     /// The host's flags are about to be clobbered by an address computation.
     pub(crate) fn before_check(&mut self, live: u32) {
         if live != 0 {
@@ -253,6 +258,17 @@ impl Emitter {
         let layout = self.layout;
         let tags = layout.tlb(self.conditions.mode, access.path);
         let aligned = self.alignment_check(access.size);
+        self.select_entry();
+        let entry = Mem::off(reg::R15, tags.cast_signed());
+        self.hot.op_mem(true, &[0x2b], reg::R14, entry);
+        self.hot.group1(true, 7, reg::R14, (4096 - access.size).cast_signed());
+        let miss = self.hot.jcc_later(cond::ABOVE);
+        self.hot.op_mem(true, &[0x03], reg::R14, Mem::off(reg::R15, tags.cast_signed() + 8));
+        self.expect([Some(miss), aligned], None, access, 0);
+    }
+
+    /// The entry of the TLB that the address in R14 selects: its offset in the table to R15.
+    pub(crate) fn select_entry(&mut self) {
         if self.conditions.rorx {
             // rorx r15, r14, 8
             self.hot.put(&[0xc4, 0x43, 0xfb, 0xf0, 0xfe, 8]);
@@ -262,12 +278,6 @@ impl Emitter {
             self.hot.put(&[0x49, 0xc1, 0xef, 8]);
         }
         self.hot.group1(false, 4, reg::R15, 0xfff0);
-        let entry = Mem::off(reg::R15, tags.cast_signed());
-        self.hot.op_mem(true, &[0x2b], reg::R14, entry);
-        self.hot.group1(true, 7, reg::R14, (4096 - access.size).cast_signed());
-        let miss = self.hot.jcc_later(cond::ABOVE);
-        self.hot.op_mem(true, &[0x03], reg::R14, Mem::off(reg::R15, tags.cast_signed() + 8));
-        self.expect([Some(miss), aligned], None, access, 0);
     }
 
     /// The same for an address that is known now: leaves the host address of its page in R14; returns the offset
@@ -406,6 +416,22 @@ impl Emitter {
         let leave = self.leave;
         self.cold.jmp(leave);
         self.after_helper();
+    }
+
+    /// Emits the cold part of an instruction that Rust performs if any of `jumps` is taken, the guest's flags being in
+    /// memory as far as they matter. Rust continues behind what the hot part has so far.
+    pub(crate) fn helper_aside(&mut self, decoded: &Decoded, helper: Helper, jumps: &[Rel32]) {
+        let target = self.cold.here();
+        for jump in jumps {
+            self.hot.patch(*jump, target);
+        }
+        let instruction = self.remember(decoded.instruction);
+        let rip = decoded.instruction.ip();
+        let resume = self.hot.here();
+        let index = self.site(Site::Helper(HelperSite { rip, helper, instruction, resume, page: self.page }));
+        self.cold.constant(reg::R15, u64::from(index));
+        let leave = self.leave;
+        self.cold.jmp(leave);
     }
 
     /// Emits a jump from hot code to a leave for `site`.

@@ -25,6 +25,7 @@ use crate::block::Need;
 use crate::emit::{Bits, Emitter, emit_leave_stubs};
 use crate::features::Host;
 use crate::pages::{Env, Pages};
+use crate::perf_map::PerfMap;
 use crate::sites::Site;
 use crate::state::{HOT_BYTES, Path};
 use crate::{asm, signal, trampoline};
@@ -44,6 +45,9 @@ pub enum TranslatorError {
     /// Fault handlers could not be installed.
     #[error("the fault signals' handlers could not be installed: {0}")]
     Signals(std::io::Error),
+    /// The map for `perf` could not be created.
+    #[error("the map for perf could not be created in /tmp: {0}")]
+    PerfMap(std::io::Error),
 }
 
 /// Choices about translation.
@@ -51,6 +55,8 @@ pub enum TranslatorError {
 pub struct Options {
     /// Put every instruction into a block of its own: slow, and makes a wrong translation easy to find.
     pub one_instruction_blocks: bool,
+    /// Write `/tmp/perf-PID.map`, where `perf report` finds the names of translated code.
+    pub perf_map: bool,
 }
 
 /// What an engine did so far.
@@ -72,10 +78,14 @@ pub struct Stats {
     pub links: u64,
     /// ... for a computed jump that the cache did not know.
     pub jump_misses: u64,
+    /// ... for a jump to a page whose mapping must be looked up again.
+    pub page_checks: u64,
     /// ... for an instruction that Rust performs.
     pub helpers: u64,
     /// Frames whose translations were dropped because their code was overwritten.
     pub overwritten_frames: u64,
+    /// Times the translations of all pages of a guest mode were dropped.
+    pub tlb_flushes: u64,
     /// Returns to the core.
     pub exits: u64,
 }
@@ -105,7 +115,10 @@ pub struct Translator {
     pub(crate) filled: [Vec<u16>; 4],
     cursor: Cursor,
     roots: [Option<Mfn>; 2],
+    /// What the code pages that are current in a mode take for granted.
+    current: [Option<Env>; 2],
     rules: Option<(u64, u64)>,
+    pub(crate) perf_map: Option<PerfMap>,
     host: Host,
 }
 
@@ -127,6 +140,10 @@ impl Translator {
     pub fn new(memory: Arc<Memory>, options: Options) -> Result<Self, TranslatorError> {
         let host = Host::detect().map_err(TranslatorError::Cpu)?;
         signal::install().map_err(TranslatorError::Signals)?;
+        let perf_map = match options.perf_map {
+            true => Some(PerfMap::create().map_err(TranslatorError::PerfMap)?),
+            false => None,
+        };
         let cpu = Cpu::new(host.state_components()).map_err(TranslatorError::Arena)?;
         let emitter = Emitter::new(cpu.layout());
         let mut translator = Self {
@@ -154,7 +171,9 @@ impl Translator {
             filled: Default::default(),
             cursor: Cursor::default(),
             roots: [None; 2],
+            current: [None; 2],
             rules: None,
+            perf_map,
             host,
         };
         translator.empty_cache();
@@ -268,7 +287,7 @@ impl Translator {
             }
             Some(Site::Indirect) => self.indirect(),
             Some(Site::Moved { rip, far, page }) => {
-                self.stats.jump_misses += 1;
+                self.stats.page_checks += 1;
                 self.cpu.state_mut().context.rip = rip;
                 if self.cpu.is_kicked() {
                     return Ok(Go::At(rip));
@@ -385,7 +404,7 @@ impl Translator {
             || ![SegmentRegister::Cs, SegmentRegister::Ss, SegmentRegister::Ds, SegmentRegister::Es]
                 .into_iter()
                 .any(based);
-        self.env = Env {
+        let env = Env {
             mode: context.mode,
             bits: if is_64_bit { Bits::B64 } else { Bits::B32 },
             flat,
@@ -393,6 +412,17 @@ impl Translator {
             aligned: context.rflags & rflags::AC != 0,
             single,
         };
+        self.env = env;
+        if single {
+            return;
+        }
+        // Pads compare numbers of pages, and a page's number stands for what its code takes for granted: those that
+        // are current must not survive a change of that.
+        let current = &mut self.current[env.mode as usize];
+        if *current != Some(env) {
+            *current = Some(env);
+            self.cpu.code_pages(env.mode).fill(0);
+        }
     }
 
     fn flags_from_context(&mut self) {
@@ -473,6 +503,7 @@ impl Translator {
     }
 
     fn flush_mode(&mut self, mode: GuestMode) {
+        self.stats.tlb_flushes += 1;
         self.empty_tlb(mode, Path::Read);
         self.empty_tlb(mode, Path::Write);
         self.cpu.code_pages(mode).fill(0);

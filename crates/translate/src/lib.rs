@@ -4,7 +4,7 @@
 //! translator rewrites memory operands (through a software TLB), control flow (through its own jumps), and what
 //! touches segments or system state. The pieces:
 //!
-//! * `block` decodes and drives; `classify` decides the treatment; `emit`, `operand`, `stack`, `flow` and
+//! * `block` decodes and drives; `classify` decides the treatment; `emit`, `operand`, `stack`, `flow`, `moves` and
 //!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
@@ -38,8 +38,10 @@ mod flow;
 mod fpu;
 mod help;
 mod liveness;
+mod moves;
 mod operand;
 mod pages;
+mod perf_map;
 mod registers;
 mod segments;
 mod signal;

@@ -38,6 +38,7 @@ impl Emitter {
                 self.hot.load_sized(size, reg::R15, Mem::at(self.layout.segment(segment)));
                 self.put_register(instruction, reg::R15);
             }
+            StateOp::ReadSelector => self.read_selector(instruction),
             StateOp::Time | StateOp::TimeAndNumber if privileged_time => {
                 self.helper(decoded, Helper::Privileged, false);
                 return;
@@ -53,6 +54,23 @@ impl Emitter {
             }
         }
         self.finish(next);
+    }
+
+    /// MOV from a segment register: 16 bits into 16, zero-extended into more.
+    fn read_selector(&mut self, instruction: &Instruction) {
+        let segment = crate::segments::register(instruction.op1_register());
+        self.hot.load_sized(Size::Word, reg::R15, Mem::at(self.layout.selector(segment)));
+        if instruction.op0_register().size() > 2 {
+            self.put_register(instruction, reg::R15);
+            return;
+        }
+        let to = number(instruction.op0_register());
+        if is_stolen(to) {
+            self.hot.store_sized(Size::Word, Mem::at(self.layout.gpr(to)), reg::R15);
+        } else {
+            self.hot.put(&[0x66]);
+            self.hot.op_reg(false, &[0x89], reg::R15, to);
+        }
     }
 
     fn put_register(&mut self, instruction: &Instruction, from: u8) {

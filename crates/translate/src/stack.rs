@@ -3,19 +3,27 @@
 //! The guest's stack pointer is the host's, so only the access needs translation; RSP changes by LEA, which leaves
 //! flags alone, after everything that can fault.
 
+use core::mem::offset_of;
+
 use iced_x86::{Instruction, OpKind};
+use paravane_engine::{VcpuContext, rflags};
 
 use crate::asm::{Mem, Size, reg};
+use crate::bits::low32;
 use crate::classify::StackOp;
 use crate::emit::{Bits, Check, Decoded, Emitter};
 use crate::operand::{Offset, is_stolen, number};
-use crate::state::Path;
+use crate::state::{Path, State};
 
 impl Emitter {
     /// PUSH, POP or LEAVE.
     pub(crate) fn stack(&mut self, decoded: &Decoded, operation: StackOp) {
+        if operation == StackOp::PushFlags {
+            self.flags_word();
+        }
         self.before_check(decoded.live_before());
         match operation {
+            StackOp::PushFlags => self.push_flags(&decoded.instruction),
             StackOp::Push => self.push(&decoded.instruction),
             StackOp::Pop => self.pop(&decoded.instruction),
             StackOp::Leave => self.leave_frame(&decoded.instruction),
@@ -59,6 +67,37 @@ impl Emitter {
             self.hot.store_imm(size, slot, instruction.immediate(0) as i32);
         }
         self.move_stack_pointer(-size.bytes().cast_signed());
+    }
+
+    /// Puts RFLAGS together in a spill slot. The guest's status flags are in memory afterwards.
+    fn flags_word(&mut self) {
+        const IN_AH: i32 = 0xd5;
+        // What PUSHF never shows, and what is kept elsewhere.
+        let elsewhere = rflags::STATUS | rflags::DF | rflags::RF | rflags::VM;
+        let status = self.layout.field(offset_of!(State, status));
+        let rest = offset_of!(State, context) + offset_of!(VcpuContext, rflags);
+        self.put_flags_away();
+        self.clobber_flags();
+        // movzx r15d, byte [status + 1]: what LAHF gave; movzx r14d, byte [status]: what SETO gave
+        self.hot.op_mem(false, &[0x0f, 0xb6], reg::R15, Mem::at(status + 1));
+        self.hot.op_mem(false, &[0x0f, 0xb6], reg::R14, Mem::at(status));
+        self.hot.group1(false, 4, reg::R15, IN_AH);
+        self.hot.shl32(reg::R14, 11);
+        self.hot.or32(reg::R15, reg::R14);
+        self.hot.load32(reg::R14, Mem::at(self.layout.field(offset_of!(State, direction))));
+        self.hot.shl32(reg::R14, 10);
+        self.hot.or32(reg::R15, reg::R14);
+        self.hot.load32(reg::R14, Mem::at(self.layout.field(rest)));
+        self.hot.group1(false, 4, reg::R14, low32(!elsewhere).cast_signed());
+        self.hot.or32(reg::R15, reg::R14);
+        self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
+    }
+
+    fn push_flags(&mut self, instruction: &Instruction) {
+        self.stack_write_check(instruction, Size::Qword);
+        self.hot.load(reg::R15, Mem::at(self.layout.spill(2)));
+        self.hot.store(Mem::off(reg::R14, 0), reg::R15);
+        self.move_stack_pointer(-8);
     }
 
     fn pop(&mut self, instruction: &Instruction) {

@@ -144,6 +144,11 @@ impl Layout {
         self.field(segments + register as usize * size_of::<paravane_engine::Segment>())
     }
 
+    /// Where a segment register's selector is.
+    pub(crate) fn selector(self, register: SegmentRegister) -> u32 {
+        self.segment(register) + offset_of!(paravane_engine::Segment, selector) as u32
+    }
+
     pub(crate) fn spill(self, index: usize) -> u32 {
         self.field(offset_of!(State, spill) + index * 8)
     }

@@ -122,12 +122,15 @@ impl Translator {
         let (low_from, low_to) = (lowest(from, size, count, down), lowest(to, size, count, down));
         let sources = self.pages_for(low_from, len, Path::Read)?;
         let targets = self.pages_for(low_to, len, Path::Write)?;
+        self.learn(low_from, Path::Read, sources[0]);
+        self.learn(low_to, Path::Write, targets[0]);
         let overlap = pages_overlap(sources, targets) && count > 1;
-        if let (false, Some(from), Some(to)) =
-            (overlap, in_one_frame(low_from, len, sources), in_one_frame(low_to, len, targets))
+        if let (Some(machine_from), Some(machine_to)) =
+            (in_one_frame(low_from, len, sources), in_one_frame(low_to, len, targets))
+            && (!overlap || copies_upward(machine_from, machine_to, (len, size), down))
         {
             // The walk only names guest memory, so this cannot be out of range.
-            if self.memory.copy(from, to, len).is_ok() {
+            if self.memory.copy(machine_from, machine_to, len).is_ok() {
                 return Ok(count);
             }
         }
@@ -150,6 +153,7 @@ impl Translator {
         let len = size * index_of(count);
         let low = lowest(to, size, count, down);
         let pages = self.pages_for(low, len, Path::Write)?;
+        self.learn(low, Path::Write, pages[0]);
         let element = self.get(Register::RAX).to_le_bytes();
         let uniform = element[..size].iter().all(|byte| *byte == element[0]);
         if let (true, Some(to)) = (uniform, in_one_frame(low, len, pages))
@@ -258,6 +262,12 @@ fn in_one_frame(linear: u64, len: usize, pages: [Page; 2]) -> Option<MachAddr> {
         }
         Page::Frame(_) | Page::Shadow => None,
     }
+}
+
+/// Whether copying bytes upward, one after the other, does what the elements of a move within a frame do.
+fn copies_upward(from: MachAddr, to: MachAddr, (len, size): (usize, usize), down: bool) -> bool {
+    let apart = from.0.abs_diff(to.0);
+    apart >= len as u64 || !down && (to.0 <= from.0 || apart >= size as u64)
 }
 
 fn pages_overlap(left: [Page; 2], right: [Page; 2]) -> bool {

@@ -82,6 +82,15 @@ impl Translator {
         }
     }
 
+    /// As [`Translator::fill`], for a page that Rust accessed on behalf of the guest, if translated code may reach it.
+    pub(crate) fn learn(&mut self, linear: u64, path: Path, page: Page) {
+        if let Page::Frame(frame) = page
+            && !(path == Path::Write && self.memory.code().holds_code(frame))
+        {
+            self.fill(linear, path, page);
+        }
+    }
+
     /// Forgets a whole TLB that may hold anything.
     pub(crate) fn reset_tlb(&mut self, mode: GuestMode) {
         for path in [Path::Read, Path::Write] {

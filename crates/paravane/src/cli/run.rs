@@ -58,6 +58,9 @@ pub struct RunArgs {
     /// Translate one instruction at a time: slow, to narrow down a fault of the translator
     #[arg(long)]
     pub one_insn_blocks: bool,
+    /// Write /tmp/perf-PID.map, which names translated code for perf
+    #[arg(long)]
+    pub perf_map: bool,
 }
 
 /// Values of `--trace`.

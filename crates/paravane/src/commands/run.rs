@@ -37,6 +37,7 @@ fn configuration(args: RunArgs) -> Result<RunConfig, Failure> {
         quiet: args.quiet,
         trace,
         one_insn_blocks: args.one_insn_blocks,
+        perf_map: args.perf_map,
         symbols: args.symbols,
     })
 }

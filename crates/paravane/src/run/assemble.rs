@@ -53,8 +53,10 @@ pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembl
     let frames = Frames::plan(config.pages).map_err(|error| Failure::Usage(error.to_string()))?;
     let memory = frames.allocate().map_err(|error| Failure::Internal(error.to_string()))?;
     let memory = Arc::new(memory);
-    let engine =
-        Translator::new(Arc::clone(&memory), Options { one_instruction_blocks: config.one_insn_blocks });
+    let engine = Translator::new(
+        Arc::clone(&memory),
+        Options { one_instruction_blocks: config.one_insn_blocks, perf_map: config.perf_map },
+    );
     let mut engine = engine.map_err(|error| Failure::Internal(error.to_string()))?;
     let uuid = fresh_uuid();
     let mut domain = new_domain(&frames, &memory, &engine, clock, uuid)?;

@@ -214,8 +214,10 @@ impl Machine {
             ("  for TLB misses", stats.access_misses),
             ("  for jumps to link", stats.links),
             ("  for computed jumps", stats.jump_misses),
+            ("  for pages of code", stats.page_checks),
             ("  for helpers", stats.helpers),
             ("frames of overwritten code", stats.overwritten_frames),
+            ("TLBs emptied", stats.tlb_flushes),
         ] {
             let _ = writeln!(out, "  {name:<28} {value:>14}");
         }

@@ -65,6 +65,8 @@ pub struct RunConfig {
     pub trace: Option<TraceTo>,
     /// Put each instruction into a block of its own.
     pub one_insn_blocks: bool,
+    /// Write a map of translated code for `perf`.
+    pub perf_map: bool,
     /// A symbol map for crash reports.
     pub symbols: Option<PathBuf>,
 }

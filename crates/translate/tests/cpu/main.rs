@@ -6,3 +6,4 @@ mod forms;
 mod native;
 mod programs;
 mod promises;
+mod strings;

@@ -434,6 +434,35 @@ fn the_same_address_in_another_address_space_is_other_code() {
 }
 
 #[test]
+fn code_that_was_translated_for_another_task_switched_flag_is_not_run() {
+    let mut guard = machine();
+    let machine = guard.as_mut().unwrap();
+    // Calls CODE + PAGE_SIZE, where an x87 instruction is: another page, so reached by a linked jump.
+    prepare(
+        machine,
+        &assemble(|a| {
+            a.call(CODE + PAGE_SIZE)?;
+            a.hlt()
+        }),
+    );
+    machine.memory.write(machine.machine_address(CODE + PAGE_SIZE), &[0xd9, 0xd0, 0xc3]).unwrap();
+    let no_device = Exit::Exception(Exception { vector: 7, error_code: None });
+    for (task_switched, exit, rip) in [
+        (false, HLT, CODE + 5),
+        (true, no_device, CODE + PAGE_SIZE),
+        (false, HLT, CODE + 5),
+        (true, no_device, CODE + PAGE_SIZE),
+    ] {
+        let context = machine.engine.context_mut();
+        context.rip = CODE;
+        context.set_gpr(Gpr::Rsp, STACK_TOP);
+        context.task_switched = task_switched;
+        assert_eq!(machine.engine.run(), exit);
+        assert_eq!(machine.engine.context().rip, rip);
+    }
+}
+
+#[test]
 fn elements_that_are_masked_out_do_not_fault() {
     if !std::arch::is_x86_feature_detected!("avx512bw") {
         println!("no AVX-512 on this host: masked accesses are not tested");
