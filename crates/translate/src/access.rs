@@ -5,6 +5,7 @@ use core::mem::offset_of;
 use paravane_abi::units::{MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, PageFault, vector};
 
+use crate::block::Need;
 use crate::emit::Bits;
 use crate::engine::{Go, Translator};
 use crate::sites::{Access, Commit, find_mark};
@@ -23,6 +24,9 @@ impl Translator {
     /// An access that missed, crosses pages, or is a write next to code.
     pub(crate) fn slow_access(&mut self, access: Access) -> Result<Go, Exit> {
         self.stats.access_misses += 1;
+        if access.shared {
+            return self.shared_access(access);
+        }
         let linear = self.cpu.state().scratch;
         self.cpu.state_mut().context.rip = access.rip;
         let misaligned = self.env.aligned
@@ -64,6 +68,24 @@ impl Translator {
         }
         self.fill(linear, access.path, first);
         Ok(self.resume_access(access, self.host_address(first) + offset as u64))
+    }
+
+    /// The check of several accesses missed. Anything but a plain page is left to the plain variant of the block.
+    fn shared_access(&mut self, access: Access) -> Result<Go, Exit> {
+        let linear = self.cpu.state().scratch;
+        self.cpu.state_mut().context.rip = access.rip;
+        let offset = linear & (PAGE_SIZE - 1);
+        let fits = offset + u64::from(access.size) <= PAGE_SIZE;
+        if let (true, Ok(Page::Frame(frame))) = (fits, self.page(linear, access.path))
+            && !(access.path == Path::Write && self.memory.code().holds_code(frame))
+        {
+            let page = Page::Frame(frame);
+            self.fill(linear, access.path, page);
+            return Ok(self.resume_access(access, self.host_address(page) + offset));
+        }
+        let body = self.block_at(access.rip, Need::Plain)?.body;
+        self.cpu.state_mut().resume = u64::from(body);
+        Ok(Go::Resume)
     }
 
     fn resume_access(&mut self, access: Access, host: u64) -> Go {

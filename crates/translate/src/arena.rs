@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::state::{
-    Bounce, CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, Shadow, State,
-    TLB_ENTRIES, TlbEntry, part, tlb_number,
+    Bounce, CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, SHARED_SLOTS,
+    Shadow, State, TLB_ENTRIES, TlbEntry, part, tlb_number,
 };
 use crate::trampoline;
 
@@ -108,6 +108,7 @@ impl Cpu {
             reason: 0,
             host_mxcsr: 0x1f80,
             spill: [0; 4],
+            shared: [0; SHARED_SLOTS],
             host_rsp: 0,
             xsave_mask,
             leave: trampoline::leave_address(),

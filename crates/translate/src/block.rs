@@ -18,6 +18,7 @@ use crate::engine::Translator;
 use crate::flow::Pad;
 use crate::liveness::{ALL, Effect};
 use crate::pages::{Block, Env};
+use crate::reuse::Share;
 use crate::sites::{Chain, ChainKind, PageId};
 use crate::state::{COLD_BYTES, HOT_BYTES, code_page_index};
 
@@ -39,6 +40,8 @@ pub(crate) enum Need {
     Poll,
     /// A pad.
     Pad,
+    /// The body of a variant in which each access has its own check.
+    Plain,
 }
 
 /// The bytes of a page's rest, and of the next page as far as an instruction can reach.
@@ -61,7 +64,7 @@ impl Translator {
         let page = self.code_page(rip, env)?;
         // Fits: an offset in a page.
         let offset = (rip & (PAGE_SIZE - 1)) as u16;
-        let found = self.pages.get(page).and_then(|page| page.blocks.get(&offset)).copied();
+        let found = self.pages.get(page).and_then(|page| page.blocks(need).get(&offset)).copied();
         let mut usable = found.filter(|block| need != Need::Poll || block.polls);
         if let Some(second) = usable.and_then(|block| block.second)
             && self.code_page(next_page(rip), env)? != second
@@ -74,7 +77,7 @@ impl Translator {
             None => self.translate(rip, page, need)?,
         };
         if let Some(page) = self.pages.get_mut(page) {
-            page.blocks.insert(offset, block);
+            page.blocks_mut(need).insert(offset, block);
         }
         Ok(block)
     }
@@ -85,6 +88,7 @@ impl Translator {
             ChainKind::Near => Need::Body,
             ChainKind::Loop => Need::Poll,
             ChainKind::Far => Need::Pad,
+            ChainKind::Plain => Need::Plain,
         };
         let generation = self.generation;
         let block = self.block_at(chain.target, need)?;
@@ -92,7 +96,7 @@ impl Translator {
         if generation == self.generation && self.pages.is_alive(chain.page) {
             let target = match (chain.kind, block.pad) {
                 (ChainKind::Far, Some(pad)) => pad.far,
-                (ChainKind::Near | ChainKind::Loop | ChainKind::Far, _) => block.body,
+                (ChainKind::Near | ChainKind::Loop | ChainKind::Far | ChainKind::Plain, _) => block.body,
             };
             self.cpu.write_code(chain.at, &displacement(Rel32(chain.at), target));
         }
@@ -145,8 +149,11 @@ impl Translator {
     }
 
     fn translate(&mut self, rip: u64, page: PageId, need: Need) -> Result<Block, Exit> {
-        let (decoded, source) = self.decode(rip, page)?;
+        let (mut decoded, source) = self.decode(rip, page)?;
         let env = self.env;
+        if need != Need::Plain && env.bits == Bits::B64 && !env.single && !env.aligned {
+            crate::reuse::share(&mut decoded, &mut self.emitter.factory);
+        }
         let live = decoded.first().map_or(ALL, Decoded::live_before);
         let conditions = Conditions {
             mode: env.mode,
@@ -159,7 +166,7 @@ impl Translator {
         self.emitter.start(self.hot_next, self.cold_next, page, conditions);
         let pad = match need {
             Need::Pad => Some(self.emitter.pad(rip, page, live, self.indirect_miss)),
-            Need::Body | Need::Poll => None,
+            Need::Body | Need::Poll | Need::Plain => None,
         };
         self.emitter.body_starts();
         let body = self.emitter.hot.here();
@@ -189,6 +196,7 @@ impl Translator {
     fn emit_instruction(&mut self, item: &Decoded, bytes: &[u8], last: bool) -> bool {
         let tsd = self.cpu.state().context.cr4.has(Control4::TSD);
         let emitter = &mut self.emitter;
+        emitter.share = item.share;
         match item.class {
             Class::Nothing => emitter.finish(None),
             Class::Plain => emitter.plain(item, bytes),
@@ -291,7 +299,7 @@ impl Translator {
             | Class::Move
             | Class::Register(_) => Effect::of(&instruction),
         };
-        Decoded { instruction, class, effect, live_after: ALL }
+        Decoded { instruction, class, effect, live_after: ALL, share: Share::Alone }
     }
 
     /// The one instruction of a block that runs into the next page.

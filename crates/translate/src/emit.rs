@@ -29,6 +29,7 @@ use crate::asm::{Buffer, Mem, Rel32, cond, reg};
 use crate::bits::low8;
 use crate::classify::Helper;
 use crate::liveness::Effect;
+use crate::reuse::{Lead, Share};
 use crate::sites::{Access, Commit, HelperSite, Mark, PageId, Site};
 use crate::state::{Layout, Path, State, tlb_index};
 
@@ -47,6 +48,8 @@ pub(crate) struct Decoded {
     pub(crate) effect: Effect,
     /// Status flags live after it.
     pub(crate) live_after: u32,
+    /// How its memory access is checked.
+    pub(crate) share: Share,
 }
 
 impl Decoded {
@@ -78,6 +81,8 @@ struct Pending {
     jumps: [Option<Rel32>; 2],
     /// The guest address, if the code knows it; otherwise R14 and R15 tell.
     constant: Option<u64>,
+    /// Whether live flags are in memory.
+    flags: bool,
     access: Access,
 }
 
@@ -100,6 +105,8 @@ pub(crate) struct Emitter {
     pub(crate) leave_with_flags: u32,
     flags_in_host: bool,
     flags_in_memory: bool,
+    /// How the access of the instruction at hand is checked.
+    pub(crate) share: Share,
     pending: Vec<Pending>,
     borrowed: Option<u8>,
 }
@@ -135,6 +142,7 @@ impl Emitter {
             leave_with_flags: 0,
             flags_in_host: true,
             flags_in_memory: false,
+            share: Share::Alone,
             pending: Vec::new(),
             borrowed: None,
         }
@@ -207,6 +215,14 @@ impl Emitter {
         self.flags_in_host = false;
     }
 
+    /// The instruction's one access comes next; if another check served it, no flags are touched.
+    pub(crate) fn before_access(&mut self, live: u32) {
+        match self.share {
+            Share::Alone | Share::Leads(_) => self.before_check(live),
+            Share::Follows { .. } => {}
+        }
+    }
+
     /// The guest's instruction itself comes next in the host's code.
     pub(crate) fn before_instruction(&mut self, decoded: &Decoded) {
         if decoded.effect.touches() && decoded.live_before() != 0 {
@@ -255,6 +271,28 @@ impl Emitter {
     /// Turns the guest's linear address in R14 into a host address. R15 and the flags are clobbered. What is emitted
     /// from here to [`Emitter::finish`] is the instruction proper; it must consist of position-independent code.
     pub(crate) fn check(&mut self, access: Check) {
+        self.check_range(access, false);
+    }
+
+    /// The check of a group whose range starts at the address in R14: returns where in the range the leader's own
+    /// operand is.
+    pub(crate) fn lead(&mut self, lead: Lead, access: Check) -> i32 {
+        self.check_range(Check { size: lead.span, ..access }, true);
+        if let Some(slot) = lead.slot {
+            self.hot.store(Mem::at(self.layout.shared(slot)), reg::R14);
+        }
+        lead.at
+    }
+
+    /// The host address that a group's leader found.
+    pub(crate) fn follow(&mut self, slot: Option<u8>, at: i32) -> i32 {
+        if let Some(slot) = slot {
+            self.hot.load(reg::R14, Mem::at(self.layout.shared(slot)));
+        }
+        at
+    }
+
+    fn check_range(&mut self, access: Check, shared: bool) {
         let layout = self.layout;
         let tags = layout.tlb(self.conditions.mode, access.path);
         let aligned = self.alignment_check(access.size);
@@ -264,7 +302,7 @@ impl Emitter {
         self.hot.group1(true, 7, reg::R14, (4096 - access.size).cast_signed());
         let miss = self.hot.jcc_later(cond::ABOVE);
         self.hot.op_mem(true, &[0x03], reg::R14, Mem::off(reg::R15, tags.cast_signed() + 8));
-        self.expect([Some(miss), aligned], None, access, 0);
+        self.expect([Some(miss), aligned], None, access, (0, shared));
     }
 
     /// The entry of the TLB that the address in R14 selects: its offset in the table to R15.
@@ -302,7 +340,7 @@ impl Emitter {
         let miss = self.hot.jcc_later(cond::NOT_EQUAL);
         self.hot.load(reg::R14, Mem::at(entry + 8));
         let bias = u16::try_from(offset).expect("an offset in a page");
-        self.expect([Some(miss), None], Some(address), access, bias);
+        self.expect([Some(miss), None], Some(address), access, (bias, false));
         offset.cast_signed()
     }
 
@@ -317,19 +355,26 @@ impl Emitter {
         Some(self.hot.jcc_later(cond::NOT_EQUAL))
     }
 
-    fn expect(&mut self, jumps: [Option<Rel32>; 2], constant: Option<u64>, check: Check, bias: u16) {
+    fn expect(
+        &mut self,
+        jumps: [Option<Rel32>; 2],
+        constant: Option<u64>,
+        check: Check,
+        (bias, shared): (u16, bool),
+    ) {
         let access = Access {
             rip: check.rip,
             size: check.size,
             path: check.path,
             resume: self.hot.here(),
             aside: 0,
+            shared,
             bias,
             masked: check.masked,
             stack: check.stack,
             page: self.page,
         };
-        self.pending.push(Pending { jumps, constant, access });
+        self.pending.push(Pending { jumps, constant, flags: self.flags_in_memory, access });
     }
 
     /// The instruction's emission is complete: emits the cold parts of its accesses. `next` is the guest
@@ -341,9 +386,13 @@ impl Emitter {
     }
 
     fn cold_access(&mut self, pending: Pending, next: Option<u64>) {
-        let Pending { jumps, constant, mut access } = pending;
+        let Pending { jumps, constant, flags, mut access } = pending;
         let layout = self.layout;
         let [miss, misaligned] = jumps;
+        if access.shared {
+            self.cold_lead(access, miss, flags);
+            return;
+        }
         if let Some(jump) = miss {
             let here = self.cold.here();
             self.hot.patch(jump, here);
@@ -377,8 +426,8 @@ impl Emitter {
         let moved = self.cold.here();
         self.cold.bytes.extend_from_slice(&self.hot.bytes[start..]);
         // Marks inside the copied range apply to the copy as well.
-        let first = self.hot_marks.partition_point(|mark| mark.host < access.resume);
-        for index in first..self.hot_marks.len() {
+        let later = self.hot_marks.iter().rev().take_while(|mark| mark.host >= access.resume).count();
+        for index in self.hot_marks.len() - later..self.hot_marks.len() {
             let mark = self.hot_marks[index];
             self.cold_marks.push(Mark { host: mark.host - access.resume + moved, ..mark });
         }

@@ -17,7 +17,7 @@ use crate::bits::low32;
 use crate::classify::Flow;
 use crate::emit::{Bits, Check, Decoded, Emitter, emit_restore_flags};
 use crate::operand::{is_stolen, number};
-use crate::sites::{Chain, ChainKind, PageId, Site};
+use crate::sites::{Access, Chain, ChainKind, PageId, Site};
 use crate::state::Path;
 
 impl Emitter {
@@ -63,6 +63,40 @@ impl Emitter {
         let jump = self.hot.jmp_later();
         let site = self.exit_site(jump, target, kind);
         self.leave_for(jump, site);
+    }
+
+    /// A check that covers several accesses failed. Misses go to Rust, which resumes behind it; a range that crosses
+    /// pages goes to the plain variant of the block.
+    pub(crate) fn cold_lead(&mut self, access: Access, miss: Option<Rel32>, flags: bool) {
+        const NEXT_PAGE: i32 = 0x1000;
+        if let Some(jump) = miss {
+            let here = self.cold.here();
+            self.hot.patch(jump, here);
+        }
+        let tags = self.layout.tlb(self.conditions.mode, access.path).cast_signed();
+        self.cold.op_mem(true, &[0x03], reg::R14, Mem::off(reg::R15, tags));
+        // lea r15, [r14 + size - 1]; xor r15, r14; test r15d, bit 12
+        self.cold.lea(true, reg::R15, Mem::off(reg::R14, access.size.cast_signed() - 1));
+        self.cold.op_reg(true, &[0x31], reg::R14, reg::R15);
+        self.cold.put(&[0x41, 0xf7, 0xc7]);
+        self.cold.put(&NEXT_PAGE.to_le_bytes());
+        let crosses = self.cold.jcc_later(cond::NOT_EQUAL);
+        let index = self.site(Site::Access(access));
+        let leave = self.leave;
+        self.cold.constant(reg::R15, u64::from(index));
+        self.cold.jmp(leave);
+        let here = self.cold.here();
+        self.cold.patch(crosses, here);
+        if flags {
+            emit_restore_flags(&mut self.cold, self.layout);
+        }
+        let jump = self.cold.jmp_later();
+        let chain = Chain { at: jump.0, target: access.rip, page: self.page, kind: ChainKind::Plain };
+        let index = self.site(Site::Chain(chain));
+        let here = self.cold.here();
+        self.cold.patch(jump, here);
+        self.cold.constant(reg::R15, u64::from(index));
+        self.cold.jmp(leave);
     }
 
     /// The site of a direct exit: to be linked, or always back to Rust when single-stepping.
@@ -143,7 +177,7 @@ impl Emitter {
     fn call(&mut self, decoded: &Decoded) {
         let instruction = &decoded.instruction;
         let target = instruction.near_branch_target();
-        self.before_check(decoded.live_before());
+        self.before_access(decoded.live_before());
         self.push_return_address(instruction);
         self.finish(Some(target));
         self.jump_to(instruction.ip(), target, decoded.live_after);
@@ -151,7 +185,7 @@ impl Emitter {
 
     fn call_indirect(&mut self, decoded: &Decoded) {
         let instruction = &decoded.instruction;
-        self.before_check(decoded.live_before());
+        self.before_access(decoded.live_before());
         self.target(instruction, reg::R15);
         self.hot.store(Mem::at(self.layout.spill(3)), reg::R15);
         self.push_return_address(instruction);
@@ -162,9 +196,9 @@ impl Emitter {
 
     fn push_return_address(&mut self, instruction: &Instruction) {
         let size = self.pointer_size();
-        self.stack_write_check(instruction, size);
+        let at = self.stack_write_check(instruction, size);
         let address = instruction.next_ip();
-        let slot = Mem::off(reg::R14, 0);
+        let slot = Mem::off(reg::R14, at);
         let low = low32(address).cast_signed();
         if size == Size::Dword || i64::from(low) == address.cast_signed() {
             self.hot.store_imm(size, slot, low);
@@ -178,9 +212,9 @@ impl Emitter {
     fn ret(&mut self, decoded: &Decoded) {
         let instruction = &decoded.instruction;
         let size = self.pointer_size();
-        self.before_check(decoded.live_before());
-        self.stack_read_check(instruction, reg::RSP, size);
-        self.hot.load_sized(size, reg::R14, Mem::off(reg::R14, 0));
+        self.before_access(decoded.live_before());
+        let at = self.stack_read_check(instruction, reg::RSP, size);
+        self.hot.load_sized(size, reg::R14, Mem::off(reg::R14, at));
         let extra = if instruction.op_count() == 0 { 0 } else { i32::from(instruction.immediate16()) };
         self.move_stack_pointer(size.bytes().cast_signed() + extra);
         self.finish(None);

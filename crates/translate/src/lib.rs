@@ -5,7 +5,8 @@
 //! touches segments or system state. The pieces:
 //!
 //! * `block` decodes and drives; `classify` decides the treatment; `emit`, `operand`, `stack`, `flow`, `moves` and
-//!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter.
+//!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter, `reuse` which
+//!   accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
 //!   `fpu` and
@@ -43,6 +44,7 @@ mod operand;
 mod pages;
 mod perf_map;
 mod registers;
+mod reuse;
 mod segments;
 mod signal;
 mod sites;

@@ -6,6 +6,7 @@ use crate::asm::{Mem, Size, reg};
 use crate::bits::{low8, low32};
 use crate::classify::{AddressKind, Operand};
 use crate::emit::{Bits, Check, Decoded, Emitter};
+use crate::reuse::Share;
 
 /// Registers that may be borrowed for an instruction: those that need no REX prefix, except RSP.
 const BORROWABLE: [Register; 7] =
@@ -42,13 +43,7 @@ impl Emitter {
         let instruction = decoded.instruction;
         self.mark(instruction.ip());
         let to = number(instruction.op0_register());
-        let stolen = |register: Register| register != Register::None && is_stolen(number(register));
-        let copied = self.conditions.bits == Bits::B64
-            && !instruction.is_ip_rel_memory_operand()
-            && !is_stolen(to)
-            && !stolen(instruction.memory_base())
-            && !stolen(instruction.memory_index());
-        if copied {
+        if self.conditions.bits == Bits::B64 && copies_address(&instruction) {
             self.hot.put(bytes);
             self.finish(Some(instruction.next_ip()));
             return;
@@ -77,7 +72,7 @@ impl Emitter {
     /// An instruction with one explicit memory operand.
     pub(crate) fn memory(&mut self, decoded: &Decoded, operand: Operand) {
         let instruction = decoded.instruction;
-        self.before_check(decoded.live_before());
+        self.before_access(decoded.live_before());
         let masked = is_masked(&instruction).then(|| self.remember(instruction));
         let check = Check {
             rip: instruction.ip(),
@@ -87,7 +82,14 @@ impl Emitter {
             stack: uses_stack_segment(&instruction),
         };
         let displacement = match operand.address {
-            AddressKind::Usual => self.operand_check(&instruction, check),
+            AddressKind::Usual => match self.share {
+                Share::Alone => self.operand_check(&instruction, check),
+                Share::Leads(lead) => {
+                    self.registers_and(&instruction, 8, lead.start);
+                    self.lead(lead, check)
+                }
+                Share::Follows { slot, at } => self.follow(slot, at),
+            },
             AddressKind::Table => {
                 self.table_address(&instruction);
                 self.check(check);
@@ -162,6 +164,20 @@ impl Emitter {
                 _ => displacement,
             });
         }
+        let mut disp = low32(displacement).cast_signed();
+        if base.full_register() == Register::RSP {
+            disp = disp.wrapping_add(adjust);
+        }
+        self.registers_and(instruction, width, disp);
+        if width == 2 {
+            // movzx r14d, r14w
+            self.hot.op_reg(false, &[0x0f, 0xb7], reg::R14, reg::R14);
+        }
+        Offset::InScratch
+    }
+
+    /// Base and index of an explicit operand, and a displacement: to R14, cut to 32 bits if addresses are not 64 bits wide.
+    fn registers_and(&mut self, instruction: &Instruction, width: u32, disp: i32) {
         let mut part = |register: Register, scratch: u8| {
             (register != Register::None).then(|| {
                 let guest = number(register);
@@ -173,20 +189,11 @@ impl Emitter {
                 }
             })
         };
-        let base_number = part(base, reg::R14);
-        let index_number = part(index, reg::R15);
-        let mut disp = low32(displacement).cast_signed();
-        if base_number == Some(reg::RSP) {
-            disp = disp.wrapping_add(adjust);
-        }
+        let base_number = part(instruction.memory_base(), reg::R14);
+        let index_number = part(instruction.memory_index(), reg::R15);
         let scale = u8::try_from(instruction.memory_index_scale()).unwrap_or(1);
         let mem = Mem { base: base_number, index: index_number, scale, disp };
         self.hot.lea(width == 8, reg::R14, mem);
-        if width == 2 {
-            // movzx r14d, r14w
-            self.hot.op_reg(false, &[0x0f, 0xb7], reg::R14, reg::R14);
-        }
-        Offset::InScratch
     }
 
     /// XLAT's address: rBX plus AL, in the segment.
@@ -481,8 +488,17 @@ pub(crate) fn address_width(instruction: &Instruction, bits: Bits) -> u32 {
     }
 }
 
+/// Whether 64-bit code's LEA can run as it is.
+pub(crate) fn copies_address(instruction: &Instruction) -> bool {
+    let stolen = |register: Register| register != Register::None && is_stolen(number(register));
+    !instruction.is_ip_rel_memory_operand()
+        && !stolen(instruction.op0_register())
+        && !stolen(instruction.memory_base())
+        && !stolen(instruction.memory_index())
+}
+
 /// Whether the operand's elements can be masked out.
-fn is_masked(instruction: &Instruction) -> bool {
+pub(crate) fn is_masked(instruction: &Instruction) -> bool {
     use iced_x86::Mnemonic;
     instruction.has_op_mask()
         || matches!(

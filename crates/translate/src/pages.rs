@@ -13,6 +13,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use paravane_abi::units::Mfn;
 use paravane_engine::GuestMode;
 
+use crate::block::Need;
 use crate::emit::Bits;
 use crate::flow::Pad;
 use crate::sites::PageId;
@@ -54,7 +55,30 @@ pub(crate) struct CodePage {
     pub(crate) frame: Mfn,
     pub(crate) env: Env,
     pub(crate) alive: bool,
-    pub(crate) blocks: HashMap<u16, Block, BuildHasherDefault<Mix>>,
+    pub(crate) blocks: Blocks,
+    /// Variants that check each access by itself.
+    pub(crate) plain: Blocks,
+}
+
+/// Blocks by their offset in the page.
+pub(crate) type Blocks = HashMap<u16, Block, BuildHasherDefault<Mix>>;
+
+impl CodePage {
+    /// The blocks among which one for `need` is.
+    pub(crate) fn blocks(&self, need: Need) -> &Blocks {
+        match need {
+            Need::Plain => &self.plain,
+            Need::Body | Need::Poll | Need::Pad => &self.blocks,
+        }
+    }
+
+    /// As [`CodePage::blocks`], to add one.
+    pub(crate) fn blocks_mut(&mut self, need: Need) -> &mut Blocks {
+        match need {
+            Need::Plain => &mut self.plain,
+            Need::Body | Need::Poll | Need::Pad => &mut self.blocks,
+        }
+    }
 }
 
 /// All code pages.
@@ -79,7 +103,8 @@ impl Pages {
             return *id;
         }
         let id = PageId(u32::try_from(self.pages.len() + 1).expect("the cache is emptied long before"));
-        let page = CodePage { linear, frame, env, alive: true, blocks: HashMap::default() };
+        let page =
+            CodePage { linear, frame, env, alive: true, blocks: Blocks::default(), plain: Blocks::default() };
         self.pages.push(page);
         self.current.insert((linear, frame, env), id);
         self.by_frame.entry(frame).or_default().push(id);
@@ -107,7 +132,8 @@ impl Pages {
         for id in &dead {
             if let Some(page) = self.pages.get_mut(id.0 as usize - 1) {
                 page.alive = false;
-                page.blocks = HashMap::default();
+                page.blocks = Blocks::default();
+                page.plain = Blocks::default();
                 self.current.remove(&(page.linear, page.frame, page.env));
             }
         }

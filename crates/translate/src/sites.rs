@@ -60,6 +60,8 @@ pub(crate) enum ChainKind {
     Loop,
     /// To another page: to the block's pad, flags in memory.
     Far,
+    /// Nowhere else: to the same place in the variant of the block that checks each access by itself.
+    Plain,
 }
 
 /// A memory access.
@@ -73,6 +75,8 @@ pub(crate) struct Access {
     pub(crate) path: Path,
     /// Where to continue with the host address in R14.
     pub(crate) resume: u32,
+    /// Whether the check covers further accesses of the block: whatever goes wrong, the plain variant finds out what.
+    pub(crate) shared: bool,
     /// For writes: a copy of the instruction that comes back afterwards ([`Commit`]).
     pub(crate) aside: u32,
     /// What to subtract from the host address (the offset in the page, when the code adds it itself).

@@ -13,6 +13,7 @@ use crate::bits::low32;
 use crate::classify::StackOp;
 use crate::emit::{Bits, Check, Decoded, Emitter};
 use crate::operand::{Offset, is_stolen, number};
+use crate::reuse::Share;
 use crate::state::{Path, State};
 
 impl Emitter {
@@ -21,7 +22,7 @@ impl Emitter {
         if operation == StackOp::PushFlags {
             self.flags_word();
         }
-        self.before_check(decoded.live_before());
+        self.before_access(decoded.live_before());
         match operation {
             StackOp::PushFlags => self.push_flags(&decoded.instruction),
             StackOp::Push => self.push(&decoded.instruction),
@@ -46,8 +47,8 @@ impl Emitter {
             self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, offset));
             self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
         }
-        self.stack_write_check(instruction, size);
-        let slot = Mem::off(reg::R14, 0);
+        let at = self.stack_write_check(instruction, size);
+        let slot = Mem::off(reg::R14, at);
         if kind == OpKind::Register {
             let register = number(instruction.op0_register());
             if is_stolen(register) {
@@ -94,18 +95,18 @@ impl Emitter {
     }
 
     fn push_flags(&mut self, instruction: &Instruction) {
-        self.stack_write_check(instruction, Size::Qword);
+        let at = self.stack_write_check(instruction, Size::Qword);
         self.hot.load(reg::R15, Mem::at(self.layout.spill(2)));
-        self.hot.store(Mem::off(reg::R14, 0), reg::R15);
+        self.hot.store(Mem::off(reg::R14, at), reg::R15);
         self.move_stack_pointer(-8);
     }
 
     fn pop(&mut self, instruction: &Instruction) {
         let size = slot(instruction.stack_pointer_increment());
         let bytes = size.bytes().cast_signed();
-        self.stack_read_check(instruction, reg::RSP, size);
+        let at = self.stack_read_check(instruction, reg::RSP, size);
         if instruction.op0_kind() == OpKind::Memory {
-            self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, 0));
+            self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, at));
             self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
             let check = Check {
                 rip: instruction.ip(),
@@ -127,7 +128,7 @@ impl Emitter {
             return;
         }
         let register = number(instruction.op0_register());
-        let slot = Mem::off(reg::R14, 0);
+        let slot = Mem::off(reg::R14, at);
         // A popped RSP is the value, whatever the increment.
         if size == Size::Word {
             self.hot.load_sized(size, reg::R15, slot);
@@ -152,8 +153,8 @@ impl Emitter {
 
     fn leave_frame(&mut self, instruction: &Instruction) {
         let size = slot(leave_slot(instruction));
-        self.stack_read_check(instruction, reg::RBP, size);
-        self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, 0));
+        let at = self.stack_read_check(instruction, reg::RBP, size);
+        self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, at));
         let wide = self.conditions.bits == Bits::B64;
         self.hot.lea(wide, reg::RSP, Mem::off(reg::RBP, size.bytes().cast_signed()));
         match size {
@@ -166,30 +167,39 @@ impl Emitter {
         }
     }
 
-    /// The slot that a push writes: its host address to R14.
-    pub(crate) fn stack_write_check(&mut self, instruction: &Instruction, size: Size) {
-        self.stack_address(reg::RSP, -size.bytes().cast_signed());
-        self.check(Check {
-            rip: instruction.ip(),
-            size: size.bytes(),
-            path: Path::Write,
-            masked: None,
-            stack: true,
-        });
-        self.mark(instruction.ip());
+    /// The slot that a push writes: its host address to R14, but for the displacement that is returned.
+    pub(crate) fn stack_write_check(&mut self, instruction: &Instruction, size: Size) -> i32 {
+        self.stack_check(instruction, (reg::RSP, -size.bytes().cast_signed()), size, Path::Write)
     }
 
-    /// The slot that a pop through `pointer` reads: its host address to R14.
-    pub(crate) fn stack_read_check(&mut self, instruction: &Instruction, pointer: u8, size: Size) {
-        self.stack_address(pointer, 0);
-        self.check(Check {
-            rip: instruction.ip(),
-            size: size.bytes(),
-            path: Path::Read,
-            masked: None,
-            stack: true,
-        });
+    /// The slot that a pop through `pointer` reads: its host address to R14, but for the displacement that is
+    /// returned.
+    pub(crate) fn stack_read_check(&mut self, instruction: &Instruction, pointer: u8, size: Size) -> i32 {
+        self.stack_check(instruction, (pointer, 0), size, Path::Read)
+    }
+
+    fn stack_check(
+        &mut self,
+        instruction: &Instruction,
+        (pointer, displacement): (u8, i32),
+        size: Size,
+        path: Path,
+    ) -> i32 {
+        let check = Check { rip: instruction.ip(), size: size.bytes(), path, masked: None, stack: true };
+        let at = match self.share {
+            Share::Alone => {
+                self.stack_address(pointer, displacement);
+                self.check(check);
+                0
+            }
+            Share::Leads(lead) => {
+                self.stack_address(pointer, lead.start);
+                self.lead(lead, check)
+            }
+            Share::Follows { slot, at } => self.follow(slot, at),
+        };
         self.mark(instruction.ip());
+        at
     }
 
     fn stack_address(&mut self, pointer: u8, displacement: i32) {

@@ -15,6 +15,8 @@ pub(crate) const TLB_ENTRIES: usize = 4096;
 pub(crate) const CODE_PAGE_ENTRIES: usize = 4096;
 /// Entries of each jump cache; bits 0..15 of a target select one.
 pub(crate) const JUMP_ENTRIES: usize = 1 << 16;
+/// Slots for host addresses that accesses share.
+pub(crate) const SHARED_SLOTS: usize = 8;
 /// Bytes of the code cache's part for the expected path.
 pub(crate) const HOT_BYTES: u32 = 24 << 20;
 /// Bytes of the code cache's part for everything else.
@@ -64,6 +66,8 @@ pub(crate) struct State {
     pub(crate) host_mxcsr: u32,
     /// Places for values that an instruction's translation needs for a moment.
     pub(crate) spill: [u64; 4],
+    /// Host addresses that several accesses of a block share.
+    pub(crate) shared: [u64; SHARED_SLOTS],
     /// The host stack while the guest runs.
     pub(crate) host_rsp: u64,
     /// State components to save and restore.
@@ -151,6 +155,10 @@ impl Layout {
 
     pub(crate) fn spill(self, index: usize) -> u32 {
         self.field(offset_of!(State, spill) + index * 8)
+    }
+
+    pub(crate) fn shared(self, slot: u8) -> u32 {
+        self.field(offset_of!(State, shared) + usize::from(slot) * 8)
     }
 
     pub(crate) fn kick_pointer(self) -> u32 {

@@ -124,7 +124,7 @@ impl Translator {
         let targets = self.pages_for(low_to, len, Path::Write)?;
         self.learn(low_from, Path::Read, sources[0]);
         self.learn(low_to, Path::Write, targets[0]);
-        let overlap = pages_overlap(sources, targets) && count > 1;
+        let overlap = pages_overlap(sources, targets);
         if let (Some(machine_from), Some(machine_to)) =
             (in_one_frame(low_from, len, sources), in_one_frame(low_to, len, targets))
             && (!overlap || copies_upward(machine_from, machine_to, (len, size), down))

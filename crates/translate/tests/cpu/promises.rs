@@ -118,6 +118,46 @@ fn faults_name_the_instruction_the_address_and_the_access() {
             10,
         ),
         (
+            "second of two reads that one check covers",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED - 8)?;
+                a.mov(rcx, qword_ptr(rax))?;
+                a.mov(rdx, qword_ptr(rax + 8))
+            }),
+            page_fault(UNMAPPED, 4),
+            13,
+        ),
+        (
+            "second of two writes that one check covers",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED - 8)?;
+                a.mov(dword_ptr(rax + 4), ecx)?;
+                a.mov(qword_ptr(rax + 12), rdx)
+            }),
+            page_fault(UNMAPPED + 4, 6),
+            13,
+        ),
+        (
+            "first of two",
+            assemble(|a| {
+                a.mov(rax, UNMAPPED + 8)?;
+                a.mov(rcx, qword_ptr(rax + 16))?;
+                a.mov(rdx, qword_ptr(rax - 8))
+            }),
+            page_fault(UNMAPPED + 24, 4),
+            10,
+        ),
+        (
+            "second push",
+            assemble(|a| {
+                a.mov(rsp, DATA + 8)?;
+                a.push(rcx)?;
+                a.push(rdx)
+            }),
+            page_fault(DATA - 8, 6),
+            11,
+        ),
+        (
             "hole",
             assemble(|a| {
                 a.mov(rax, 1_u64 << 47)?;
@@ -151,8 +191,10 @@ fn faults_name_the_instruction_the_address_and_the_access() {
         let (found, context) = run(code);
         assert_eq!(found, exit, "{name}");
         assert_eq!(context.rip, CODE + offset, "{name}");
-        if name == "push" {
-            assert_eq!(context.gpr(Gpr::Rsp), UNMAPPED + 8);
+        match name {
+            "push" => assert_eq!(context.gpr(Gpr::Rsp), UNMAPPED + 8),
+            "second push" => assert_eq!(context.gpr(Gpr::Rsp), DATA),
+            _ => {}
         }
     }
 }

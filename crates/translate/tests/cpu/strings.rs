@@ -43,7 +43,8 @@ fn string_moves_do_what_the_cpu_does() {
         let mut before = Cpu { area: [0; 4096], gprs: [0; 16], flags: 0x202, rip: crate::native::CODE };
         before.area = machine.random_area(&mut random);
         before.gprs = std::array::from_fn(|_| random.next());
-        before.gprs[1] = random.below(if random.below(8) == 0 { 1200 } else { 40 });
+        let longest = if random.below(8) == 0 { 1200 } else { 40 };
+        before.gprs[1] = random.below(longest);
         before.gprs[4] = crate::native::STACK_TOP;
         before.gprs[6] = near_an_end(&mut random);
         before.gprs[7] = match random.below(3) {
