@@ -206,7 +206,7 @@ impl Group {
             decoded[*index].share = if place == 0 {
                 let start = (self.low - self.stack) as i32;
                 // At least 1 and at most SPAN.
-                let span = (self.high - self.low) as u32;
+                let span = ((self.high - self.low) as i32).cast_unsigned();
                 Share::Leads(Lead { start, span, at, slot: self.slot })
             } else {
                 Share::Follows { slot: self.slot.filter(|_| !in_register), at }
