@@ -18,7 +18,7 @@ numbered! {
         arg: "evtchn_bind_virq", domu: DomU::Available
     }
     2 BindPirq "bind_pirq" "Binds a new port to a physical interrupt." {
-        arg: "evtchn_bind_pirq", domu: DomU::Refused(Errno::Einval)
+        arg: "evtchn_bind_pirq", domu: DomU::Refused(Errno::Eperm)
     }
     3 Close "close" "Frees a port; the peer of a connected port becomes unbound." {
         arg: "evtchn_close", domu: DomU::Available
@@ -53,7 +53,7 @@ numbered! {
         arg: "evtchn_set_priority", domu: DomU::Available
     }
     14 ResetCont "reset_cont" "The continuation of reset, which Xen issues to itself." {
-        arg: "evtchn_reset", domu: DomU::Internal(Errno::Einval)
+        arg: "evtchn_reset", domu: DomU::Internal(Errno::Ebusy)
     }
 }
 

@@ -55,7 +55,7 @@ numbered! {
         arg: "gnttab_swap_grant_ref", domu: DomU::Available
     }
     12 CacheFlush "cache_flush" "Cleans or invalidates caches over a part of a granted page." {
-        arg: "gnttab_cache_flush", domu: DomU::Available
+        arg: "gnttab_cache_flush", domu: DomU::Optional(Errno::Enosys)
     }
 }
 

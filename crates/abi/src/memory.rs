@@ -63,8 +63,8 @@ numbered! {
     "Tells where the machine-to-physical table is mapped and the last machine frame it can describe." {
         arg: "xen_machphys_mapping", domu: DomU::Available
     }
-    13 SetMemoryMap "set_memory_map" "Sets the e820 map of another domain." {
-        arg: "xen_foreign_memory_map", domu: DomU::Refused(Errno::Eperm)
+    13 SetMemoryMap "set_memory_map" "Sets a domain's e820 map, which a domU may do for itself." {
+        arg: "xen_foreign_memory_map", domu: DomU::Available
     }
     14 MaximumGpfn "maximum_gpfn" "Returns the highest pseudo-physical frame in use." {
         arg: "domid_t", domu: DomU::Available
@@ -72,26 +72,26 @@ numbered! {
     15 RemoveFromPhysmap "remove_from_physmap" "Unmaps a frame of a translated domain." {
         arg: "xen_remove_from_physmap", domu: DomU::Refused(Errno::Eacces)
     }
-    16 SetPodTarget "set_pod_target" "Sets the populate-on-demand target of another domain." {
-        arg: "xen_pod_target", domu: DomU::Refused(Errno::Eperm)
+    16 SetPodTarget "set_pod_target" "Sets the populate-on-demand target of an HVM domain." {
+        arg: "xen_pod_target", domu: DomU::Refused(Errno::Einval)
     }
-    17 GetPodTarget "get_pod_target" "Reads the populate-on-demand target of another domain." {
-        arg: "xen_pod_target", domu: DomU::Refused(Errno::Eperm)
+    17 GetPodTarget "get_pod_target" "Reads the populate-on-demand target of an HVM domain." {
+        arg: "xen_pod_target", domu: DomU::Refused(Errno::Einval)
     }
-    18 GetSharingFreedPages "get_sharing_freed_pages" "Returns how many pages sharing has freed." {
-        arg: "", domu: DomU::Optional(Errno::Enosys)
+    18 GetSharingFreedPages "get_sharing_freed_pages" "Returns how many pages sharing has freed; 0 without it." {
+        arg: "", domu: DomU::Available
     }
-    19 GetSharingSharedPages "get_sharing_shared_pages" "Returns how many pages are shared." {
-        arg: "", domu: DomU::Optional(Errno::Enosys)
+    19 GetSharingSharedPages "get_sharing_shared_pages" "Returns how many pages are shared; 0 without sharing." {
+        arg: "", domu: DomU::Available
     }
     20 PagingOp "paging_op" "Pages memory of another domain out." {
-        arg: "xen_mem_paging_op", domu: DomU::Refused(Errno::Eperm)
+        arg: "xen_mem_paging_op", domu: DomU::Optional(Errno::Enosys)
     }
     21 AccessOp "access_op" "Sets access restrictions on another domain's memory." {
         arg: "xen_mem_access_op", domu: DomU::Refused(Errno::Eperm)
     }
     22 SharingOp "sharing_op" "Shares memory between other domains." {
-        arg: "xen_mem_sharing_op", domu: DomU::Refused(Errno::Eperm)
+        arg: "xen_mem_sharing_op", domu: DomU::Optional(Errno::Enosys)
     }
     23 AddToPhysmapBatch "add_to_physmap_batch" "Maps frames into a translated domain." {
         arg: "xen_add_to_physmap_batch", domu: DomU::Refused(Errno::Eacces)
@@ -107,7 +107,7 @@ numbered! {
         arg: "xen_vnuma_topology_info", domu: DomU::Optional(Errno::Eopnotsupp)
     }
     27 ReservedDeviceMemoryMap "reserved_device_memory_map" "Lists host memory reserved for devices." {
-        arg: "xen_reserved_device_memory_map", domu: DomU::Refused(Errno::Eperm)
+        arg: "xen_reserved_device_memory_map", domu: DomU::Available
     }
     28 AcquireResource "acquire_resource" "Maps pages that Xen keeps for another domain." {
         arg: "xen_mem_acquire_resource", domu: DomU::Refused(Errno::Eperm)
@@ -178,6 +178,31 @@ abi_struct! {
     pad _pad0: [u8; 4];
     [8 / 4] buffer: u64 = Ty::Pointer, "The buffer of E820Entry, 20 bytes each.";
 }
+
+abi_struct! {
+    /// A memory map for a domain.
+    pub struct ForeignMemoryMap = "xen_foreign_memory_map", "xen/include/public/memory.h", 24 / 12;
+    [0 / 0] domid: u16 = Ty::DomId, "Whose it becomes.";
+    pad _pad0: [u8; 6];
+    [8 / 4] map: MemoryMap = Ty::Struct(MemoryMap::LAYOUT), "Where it is.";
+}
+
+/// The most entries of a memory map (`E820MAX`).
+pub const E820_MAX: u32 = 1024;
+
+abi_struct! {
+    /// A buffer for ranges of memory that the host reserves for devices.
+    pub struct ReservedDeviceMemoryMap =
+        "xen_reserved_device_memory_map", "xen/include/public/memory.h", 24 / 16;
+    [0 / 0] flags: u32 = Ty::U32, "Bit 0: the ranges of all devices.";
+    [4 / 4] nr_entries: u32 = Ty::U32, "Room in the buffer; how many ranges there are.";
+    [8 / 8] buffer: u64 = Ty::Pointer, "The buffer.";
+    [16 / 12] device: u32 = Ty::U32, "Segment, bus, device and function of one device.";
+    pad _pad0: [u8; 4];
+}
+
+/// `ReservedDeviceMemoryMap::flags`: of all devices (`XENMEM_RDM_ALL`).
+pub const RESERVED_OF_ALL_DEVICES: u32 = 1;
 
 /// The type of an e820 entry.
 pub mod e820 {

@@ -52,7 +52,7 @@ numbered! {
         arg: "physdev_pirq_eoi_gmfn", domu: DomU::Available
     }
     19 RestoreMsi "restore_msi" "Restores the MSI state of a device after resume." {
-        arg: "physdev_restore_msi", domu: DomU::Refused(Errno::Eperm)
+        arg: "physdev_restore_msi", domu: DomU::Refused(Errno::Enodev)
     }
     20 ManagePciAddExt "manage_pci_add_ext" "Reports a PCI device with extended functions." {
         arg: "physdev_manage_pci_ext", domu: DomU::Refused(Errno::Eperm)
@@ -73,7 +73,7 @@ numbered! {
         arg: "physdev_pci_device", domu: DomU::Refused(Errno::Eperm)
     }
     27 RestoreMsiExt "restore_msi_ext" "As restore_msi, with a PCI segment." {
-        arg: "physdev_pci_device", domu: DomU::Refused(Errno::Eperm)
+        arg: "physdev_pci_device", domu: DomU::Refused(Errno::Enodev)
     }
     28 PirqEoiGmfnV2 "pirq_eoi_gmfn_v2"
     "Names a page in which Xen marks the interrupts that need an eoi; EBUSY the second time." {
@@ -92,6 +92,9 @@ numbered! {
         arg: "pci_device_reset", domu: DomU::Refused(Errno::Eperm)
     }
 }
+
+/// `IrqStatusQuery::flags`: the interrupt needs an eoi (`XENIRQSTAT_needs_eoi`).
+pub const IRQ_NEEDS_EOI: u32 = 1;
 
 /// The most ports that `PHYSDEVOP_set_iobitmap` takes.
 pub const IO_PORTS: u32 = 65536;

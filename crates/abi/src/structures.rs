@@ -26,6 +26,8 @@ pub const ALL: &[&Layout] = &[
     memory::MachphysMapping::LAYOUT,
     memory::MachphysMfnList::LAYOUT,
     memory::MemoryMap::LAYOUT,
+    memory::ForeignMemoryMap::LAYOUT,
+    memory::ReservedDeviceMemoryMap::LAYOUT,
     vcpu::RunstateInfo::LAYOUT,
     vcpu::RegisterRunstateMemoryArea::LAYOUT,
     vcpu::RegisterTimeMemoryArea::LAYOUT,

@@ -8,10 +8,11 @@ use crate::{
     domain::{Call, Verdict},
     history::PastHypercall,
     hypercalls::{
-        descriptors, event_channel, grant_table, iret, memory, misc, mmu_update, mmuext, multicall, physdev,
-        sched, segments, traps, va_mapping, vcpu, version,
+        control, descriptors, event_channel, grant_table, iret, memory, misc, mmu_update, mmuext, multicall,
+        physdev, sched, segments, traps, va_mapping, vcpu, version,
     },
     refusal::Refusal,
+    support::Supported as _,
     trace::Entry,
 };
 
@@ -141,11 +142,11 @@ pub(crate) fn invoke(call: &mut Call<'_>, number: u64, args: Args) -> Result<Out
         Hypercall::SetGdt => descriptors::set_gdt(call, a0, a1),
         Hypercall::UpdateDescriptor => descriptors::update_descriptor(call, a0, a1),
         Hypercall::MemoryOp => memory::memory_op(call, a0, a1),
+        Hypercall::PlatformOp => control::platform_op(call, a0),
+        Hypercall::Sysctl => control::sysctl(call, a0),
+        Hypercall::Domctl => control::domctl(call, a0),
         // Those that an unprivileged domain does not have, each with its own error.
         Hypercall::XenpmuOp
-        | Hypercall::PlatformOp
-        | Hypercall::Sysctl
-        | Hypercall::Domctl
         | Hypercall::KexecOp
         | Hypercall::DmOp
         | Hypercall::Mca
@@ -154,6 +155,6 @@ pub(crate) fn invoke(call: &mut Call<'_>, number: u64, args: Args) -> Result<Out
         | Hypercall::TmemOp
         | Hypercall::ArgoOp
         | Hypercall::HypfsOp
-        | Hypercall::PagingDomctlCont => Err(hypercall.facts().domu.errno().unwrap_or(Errno::Enosys).into()),
+        | Hypercall::PagingDomctlCont => Err(hypercall.refusal().into()),
     }
 }

@@ -93,6 +93,8 @@ pub struct Domain {
     pub(crate) cpuid: CpuidPolicy,
     /// What was last written to port 0xCF8.
     pub(crate) pci_address: u32,
+    /// What was last written to I/O port 0x70.
+    pub(crate) cmos_index: u8,
     /// `vm_assist` bits, by number.
     pub(crate) assists: u64,
     /// What is known of every machine frame.
@@ -171,6 +173,7 @@ impl Domain {
             vcpus,
             cpuid: config.cpuid.clone(),
             pci_address: 0,
+            cmos_index: 0,
             assists: 0,
             flushes: Vec::new(),
             history: History::default(),

@@ -141,14 +141,15 @@ fn page_fault(call: &mut Call<'_>, fault: PageFault) -> Result<Verdict, CrashCau
 
 /// INT n and its short forms.
 ///
-/// The hardware's interrupt table gives vectors 3, 4 and 0x80 to ring 3; INT of any other faults, and Xen then
-/// looks whether the guest's own trap table opens it.
+/// The hardware's interrupt table gives vectors 3, 4 and 0x80 to ring 3, so that the DPL in the guest's own trap table
+/// says nothing about them, except that INT 0x80 without a handler counts as a fault. INT of any other vector faults,
+/// and Xen then looks whether the trap table opens it.
 fn software_interrupt(call: &mut Call<'_>, interrupt: Interrupt) -> Result<Verdict, CrashCause> {
     const INT80: u8 = 0x80;
     let entry = call.vcpu().traps[usize::from(interrupt.vector)];
     let open = match interrupt.vector {
         vector::BREAKPOINT | vector::OVERFLOW | vector::DEBUG => true,
-        INT80 if entry.handler.address.0 != 0 => entry.dpl >= virtual_ring(call),
+        INT80 if entry.handler.address.0 != 0 => true,
         _ => entry.dpl >= virtual_ring(call),
     };
     if open {
@@ -204,3 +205,6 @@ fn sysenter(call: &mut Call<'_>, handler: Handler) -> Result<Verdict, CrashCause
     bounce::enter(call, Bounce { handler, error_code: None }, || "SYSENTER".to_owned())?;
     Ok(Verdict::Run)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,7 @@
 //! | `time.rs`, `timekeeping.rs`, `runstate.rs`, `areas.rs` | the clock, and what is published of it to the guest |
 //! | `claims.rs` | what all of these ask of frames |
 //! | `emulate/` | privileged instructions |
+//! | `support.rs` | which of the interface is done |
 //! | `guest.rs` | reading and writing guest memory at guest addresses |
 //!
 //! Whatever a guest does ends in a result, a fault delivered to it, or [`Verdict::Crash`] with the reason.
@@ -42,6 +43,7 @@ mod refusal;
 mod runstate;
 mod schedule;
 mod selectors;
+mod support;
 #[cfg(test)]
 mod testing;
 mod time;
@@ -60,5 +62,6 @@ pub use frames::{AdoptError, BadSize, Machine, Miscount, ShadowWrite};
 pub use grants::{BackendGrant, GrantAccess, GrantRefusal};
 pub use history::PastHypercall;
 pub use schedule::StartedVcpu;
+pub use support::Support;
 pub use time::{ClockSource, Tsc};
 pub use vcpu::Vcpu;

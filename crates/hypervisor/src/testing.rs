@@ -16,8 +16,9 @@ use paravane_x86::segments::{FLAT_RING3_CS64, FLAT_RING3_SS64};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{
-    CpuidPolicy, Domain, DomainConfig, Machine, Verdict, bounce,
+    CpuidPolicy, CrashCause, Domain, DomainConfig, Machine, Verdict, bounce,
     time::{ClockSource, Tsc},
+    vcpu::{Handler, TrapEntry},
 };
 
 /// Pages of the guest.
@@ -127,6 +128,54 @@ impl Guest {
     pub(crate) fn enter(&mut self, vcpu: VcpuId) -> Verdict {
         let context = &mut self.contexts[vcpu.0 as usize];
         self.domain.before_entry(vcpu, context, Tsc(self.now))
+    }
+
+    /// Reports another exit of vCPU 0's, and returns what it does next.
+    pub(crate) fn exit(&mut self, exit: Exit) -> Verdict {
+        let context = &mut self.contexts[0];
+        self.domain.handle(VcpuId(0), exit, context, Tsc(self.now))
+    }
+
+    /// Reports an exit that vCPU 0 goes on after.
+    #[track_caller]
+    pub(crate) fn exit_and_run(&mut self, exit: Exit) {
+        let verdict = self.exit(exit);
+        assert!(matches!(verdict, Verdict::Run), "{verdict:?}");
+    }
+
+    /// Why an exit of vCPU 0's crashes the domain.
+    #[track_caller]
+    pub(crate) fn exit_and_crash(&mut self, exit: Exit) -> CrashCause {
+        let verdict = self.exit(exit);
+        let Verdict::Crash(report) = verdict else { panic!("{verdict:?}") };
+        report.cause
+    }
+
+    /// Registers a handler for a vector, and returns its address.
+    pub(crate) fn handle_vector(&mut self, vector: u8, dpl: u8, masks_events: bool) -> u64 {
+        let address = GuestVirt(BASE + 0x2000 + 16 * u64::from(vector));
+        let handler = Handler { address, masks_events };
+        self.domain.vcpus[0].traps[usize::from(vector)] = TrapEntry { handler, cs: 0, dpl };
+        address.0
+    }
+
+    /// Puts vCPU 0 into user mode, with the kernel's stack at the top of its page and the kernel's tables for its own.
+    pub(crate) fn enter_user_mode(&mut self) {
+        let context = &mut self.contexts[0];
+        self.domain.vcpus[0].kernel_sp = GuestVirt(virt(STACK).0 + PAGE_SIZE);
+        context.user_root = Some(context.kernel_root);
+        context.toggle_mode();
+        context.set_gpr(Gpr::Rsp, 0x7fff_0000);
+    }
+
+    /// The words at the stack pointer.
+    pub(crate) fn stack<const WORDS: usize>(&self) -> [u64; WORDS] {
+        let at = self.contexts[0].gpr(Gpr::Rsp) - BASE;
+        self.get_words(MachAddr(machine_address(Pfn(0)).0 + at))
+    }
+
+    fn get_words<const WORDS: usize>(&self, at: MachAddr) -> [u64; WORDS] {
+        core::array::from_fn(|index| self.get(MachAddr(at.0 + 8 * index as u64)))
     }
 
     /// Makes a hypercall, and returns what the vCPU does next and RAX.

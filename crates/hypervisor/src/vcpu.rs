@@ -89,6 +89,8 @@ pub struct Vcpu {
     pub(crate) spec_ctrl: u64,
     /// CPUID in user mode raises #GP (MSR 0x140).
     pub(crate) cpuid_faulting: bool,
+    /// The enable bits of DR7 whose breakpoints are on I/O ports, which DR7 itself does not have.
+    pub(crate) io_breakpoints: u64,
     /// The ports that the guest opened by `PHYSDEVOP_set_iobitmap`.
     pub(crate) io_bitmap: Option<IoBitmap>,
 }
@@ -145,6 +147,7 @@ impl Vcpu {
             in_multicall: false,
             spec_ctrl: 0,
             cpuid_faulting: false,
+            io_breakpoints: 0,
             io_bitmap: None,
         }
     }

@@ -51,10 +51,18 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "paravane-minikernel",
         ],
     ),
-    // Pages of the documentation are generated from the tables of the lowest two; the bench makes a kernel.
+    // Pages of the documentation are generated from the tables of the lowest two and of the hypervisor; the bench makes a
+    // kernel.
     (
         "xtask",
-        &["paravane-abi", "paravane-x86", "paravane-builder", "paravane-initramfs", "paravane-bench-guest"],
+        &[
+            "paravane-abi",
+            "paravane-x86",
+            "paravane-builder",
+            "paravane-hypervisor",
+            "paravane-initramfs",
+            "paravane-bench-guest",
+        ],
     ),
 ];
 

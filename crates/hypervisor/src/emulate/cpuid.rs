@@ -32,6 +32,8 @@ const EDX: usize = 3;
 const MAX_BASIC: u32 = 0xd;
 /// The last extended leaf that guests see.
 const MAX_EXTENDED: u32 = 0x8000_0008;
+/// Bytes of the prefix that forces emulation: UD2 and "xen".
+const PREFIX_BYTES: u64 = 5;
 /// The interface version reported in leaf 0x40000001.
 const XEN_VERSION: u32 = 4 << 16 | 17;
 /// Bits that are hidden beside those of [`paravane_x86::cpuid::HIDDEN`], which no PV guest has: features of a kind that this
@@ -220,7 +222,11 @@ fn has_subleaves(leaf: u32) -> bool {
 /// CPUID: plain or with Xen's prefix, which makes no difference here.
 pub(super) fn cpuid(call: &mut Call<'_>, forced: bool) -> Emulated {
     let user = call.context.mode == GuestMode::User;
-    if user && !forced && call.vcpu().cpuid_faulting {
+    if user && call.vcpu().cpuid_faulting {
+        if forced {
+            // The fault is the instruction's, which stands behind the prefix.
+            call.context.rip = call.context.rip.wrapping_add(PREFIX_BYTES);
+        }
         return Emulated::Refused;
     }
     #[expect(clippy::cast_possible_truncation, reason = "EAX and ECX are the lower halves")]

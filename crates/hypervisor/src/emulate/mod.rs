@@ -37,7 +37,12 @@ enum Emulated {
     Undefined,
     /// #PF while reading or writing the operand.
     Fault(paravane_engine::PageFault),
+    /// #DB after the access, for these I/O breakpoints; RIP moves on if the instruction is finished.
+    Trapped { breakpoints: u64, finished: bool },
 }
+
+/// DR6.BS: a single step.
+const SINGLE_STEP: u64 = 1 << 14;
 
 /// Emulates or refuses `privileged`.
 ///
@@ -45,20 +50,34 @@ enum Emulated {
 ///
 /// The crash of a guest without a handler for the fault.
 pub(crate) fn privileged(call: &mut Call<'_>, privileged: Privileged) -> Result<Verdict, CrashCause> {
+    // The instruction may be one that is being stepped over; it cannot change the flag itself.
+    let stepped = if call.context.rflags & rflags::TF != 0 { SINGLE_STEP } else { 0 };
     match emulate(call, privileged.op) {
-        Emulated::Done => {
-            advance(call, privileged.length);
-            Ok(Verdict::Run)
-        }
+        Emulated::Done => finish(call, privileged.length, stepped),
         Emulated::Again => Ok(Verdict::Run),
+        Emulated::Trapped { breakpoints, finished: true } => {
+            finish(call, privileged.length, breakpoints | stepped)
+        }
+        Emulated::Trapped { breakpoints, finished: false } => debug_exception(call, breakpoints),
         Emulated::Refused if satisfy_early_rdmsr(call, privileged.op) => {
-            advance(call, privileged.length);
-            Ok(Verdict::Run)
+            finish(call, privileged.length, stepped)
         }
         Emulated::Refused => exits::general_protection(call, 0),
         Emulated::Undefined => exits::inject(call, vector::INVALID_OPCODE, None),
         Emulated::Fault(fault) => exits::inject_page_fault(call, fault),
     }
+}
+
+/// Goes on behind the instruction, with the debug exception that it earned.
+fn finish(call: &mut Call<'_>, length: u8, trapped: u64) -> Result<Verdict, CrashCause> {
+    advance(call, length);
+    if trapped == 0 { Ok(Verdict::Run) } else { debug_exception(call, trapped) }
+}
+
+/// Raises #DB for the reasons in `status`, bits of DR6.
+fn debug_exception(call: &mut Call<'_>, status: u64) -> Result<Verdict, CrashCause> {
+    call.context.debug[6] |= status;
+    exits::inject(call, vector::DEBUG, None)
 }
 
 fn advance(call: &mut Call<'_>, length: u8) {
@@ -236,3 +255,6 @@ fn xsetbv(call: &mut Call<'_>) -> Emulated {
     call.context.xcr0 = value;
     Emulated::Done
 }
+
+#[cfg(test)]
+mod tests;

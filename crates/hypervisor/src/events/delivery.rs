@@ -89,6 +89,17 @@ impl Domain {
         self.events.ports.allocate(state, notifies, limit, busy)
     }
 
+    /// Whether a port could be allocated.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` if there is none.
+    pub(crate) fn find_free_port(&mut self) -> Result<(), Errno> {
+        let port = self.allocate_port(State::Ipi, VcpuId(0))?;
+        self.events.ports.free(port);
+        Ok(())
+    }
+
     /// Connects a new port to an own one that waits for this domain. The new one starts pending, because the other
     /// may have been raised before.
     ///

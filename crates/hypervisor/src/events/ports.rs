@@ -150,6 +150,7 @@ impl Ports {
         let channel = &mut self.channels[port as usize];
         channel.state = state;
         channel.notifies = notifies;
+        channel.priority = fifo::PRIORITY_DEFAULT;
         Ok(Port(port))
     }
 

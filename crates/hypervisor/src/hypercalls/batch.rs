@@ -23,34 +23,62 @@ const REQUEST_COST: u64 = 8;
 /// After this much work a list is cut. Linux's lists stay far below.
 const WORK_LIMIT: u64 = 1 << 16;
 
-/// Carries out a list: `args` are its address, the number of requests, and the address of the counter.
+/// A list of requests whose address can be one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct List {
+    args: Args,
+    count: u32,
+    counter: Option<GuestVirt>,
+    done_before: u32,
+}
+
+impl List {
+    /// The list that `args` name: its address, the number of requests, and the address of the counter.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` for an address that no guest's list has. It comes before any look at the domains that are named.
+    pub(crate) fn of(call: &Call<'_>, args: Args) -> Result<Self, Errno> {
+        let [list, count, counter, _, _] = args;
+        let count = narrow(count);
+        let counter = (counter != 0).then_some(GuestVirt(counter));
+        let done_before = match counter {
+            Some(counter) if count & CONTINUED != 0 => call.space().read_value(counter).unwrap_or(0),
+            Some(_) | None => 0,
+        };
+        if !is_guest_address(GuestVirt(list)) {
+            return Err(Errno::Efault);
+        }
+        Ok(Self { args, count: count & !CONTINUED, counter, done_before })
+    }
+
+    /// Tells the guest that `done` more requests have succeeded.
+    pub(crate) fn tell(&self, call: &Call<'_>, done: u32) {
+        if let Some(counter) = self.counter {
+            // A counter that cannot be written changes nothing about what was done.
+            let _unwritten = call.space().write_value(counter, &self.done_before.wrapping_add(done));
+        }
+    }
+}
+
+/// Carries out a list.
 ///
 /// # Errors
 ///
 /// `EFAULT` if a request cannot be read; else the first error of `each`.
 pub(crate) fn run<Request: FromBytes + IntoBytes>(
     call: &mut Call<'_>,
-    args: Args,
+    batch: List,
     mut each: impl FnMut(&mut Call<'_>, Request) -> Result<(), Errno>,
 ) -> Result<Outcome, Refusal> {
-    let [list, count, counter, owner, _] = args;
-    let count = narrow(count);
-    let (continued, count) = (count & CONTINUED != 0, count & !CONTINUED);
-    let counter = (counter != 0).then_some(GuestVirt(counter));
-    if !is_guest_address(GuestVirt(list)) {
-        return Err(Errno::Efault.into());
-    }
-    let done_before: u32 = match counter {
-        Some(counter) if continued => call.space().read_value(counter).unwrap_or(0),
-        Some(_) | None => 0,
-    };
+    let ([list, _, counter, owner, _], count) = (batch.args, batch.count);
     call.domain.frame_table.work = 0;
     let mut done = 0;
     let mut result = Ok(Outcome::Return(0));
     while done < count {
         if call.domain.frame_table.work >= WORK_LIMIT && done > 0 {
             let rest = list.wrapping_add(u64::from(done) * size_of::<Request>() as u64);
-            let args = [rest, u64::from((count - done) | CONTINUED), args[2], owner, 0];
+            let args = [rest, u64::from((count - done) | CONTINUED), counter, owner, 0];
             result = Ok(Outcome::Again(args, Verdict::Run));
             break;
         }
@@ -62,9 +90,6 @@ pub(crate) fn run<Request: FromBytes + IntoBytes>(
         }
         done += 1;
     }
-    if let Some(counter) = counter {
-        // A counter that cannot be written changes nothing about what was done.
-        let _unwritten = call.space().write_value(counter, &done_before.wrapping_add(done));
-    }
+    batch.tell(call, done);
     result
 }

@@ -6,18 +6,20 @@
 use paravane_abi::{
     errno::Errno,
     event_channel::{
-        AllocUnbound, BindInterdomain, BindIpi, BindVcpu, BindVirq, ClosePort, EventChannelOp, ExpandArray,
-        InitControl, QueryStatus, ResetPorts, SendEvent, SetPriority, UnmaskPort, VIRQS, Virq, VirqScope,
-        fifo,
+        AllocUnbound, BindInterdomain, BindIpi, BindPirq, BindVcpu, BindVirq, ClosePort, EventChannelOp,
+        ExpandArray, InitControl, QueryStatus, ResetPorts, SendEvent, SetPriority, UnmaskPort, VIRQS, Virq,
+        VirqScope, fifo,
     },
     units::{DomId, GuestVirt, Mfn, Port, VcpuId},
 };
 
+use super::physdev;
 use crate::{
     dispatch::{Outcome, narrow},
     domain::{CONTROL_DOMAIN, Call},
     events::{Peer, State},
     refusal::Refusal,
+    support::Supported as _,
 };
 
 /// `event_channel_op(cmd, arg)`.
@@ -34,9 +36,9 @@ pub(crate) fn event_channel_op(call: &mut Call<'_>, command: u64, argument: u64)
         EventChannelOp::BindInterdomain => bind_interdomain(call, at)?,
         EventChannelOp::BindVirq => bind_virq(call, at)?,
         EventChannelOp::BindPirq => {
-            // No physical interrupt is the guest's.
-            call.space().read_value::<paravane_abi::event_channel::BindPirq>(at)?;
-            return Err(Errno::Einval.into());
+            let request: BindPirq = call.space().read_value(at)?;
+            // The numbers exist, but no physical interrupt is the guest's.
+            return Err(if request.pirq < physdev::PIRQS { op.refusal() } else { Errno::Einval }.into());
         }
         EventChannelOp::BindIpi => bind_ipi(call, at)?,
         EventChannelOp::Close => {
@@ -58,9 +60,8 @@ pub(crate) fn event_channel_op(call: &mut Call<'_>, command: u64, argument: u64)
             call.domain.reset_events();
         }
         EventChannelOp::ResetCont => {
-            // Resets are never interrupted, so there is none to continue.
             reset_target(call, at)?;
-            return Err(Errno::Ebusy.into());
+            return Err(op.refusal().into());
         }
         EventChannelOp::InitControl => init_control(call, at)?,
         EventChannelOp::ExpandArray => {
@@ -144,7 +145,11 @@ fn bind_interdomain(call: &mut Call<'_>, at: GuestVirt) -> Result<(), Refusal> {
     let mut request: BindInterdomain = call.space().read_value(at)?;
     match own_domain(call, request.remote_dom) {
         Ok(()) => {}
-        Err(Errno::Eperm) => return Err(Errno::Einval.into()),
+        Err(Errno::Eperm) => {
+            // Room for the local port is looked for first.
+            call.domain.find_free_port()?;
+            return Err(Errno::Einval.into());
+        }
         Err(errno) => return Err(errno.into()),
     }
     request.local_port = call.domain.bind_own(Port(request.remote_port))?.0;

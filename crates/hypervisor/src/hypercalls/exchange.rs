@@ -14,12 +14,13 @@ use paravane_abi::{
 };
 
 use super::{
-    memory::{MAX_ORDER, frame_limit},
+    memory::{MAX_ORDER, frame_limit, names_node},
     owner::require_own,
 };
 use crate::{
     dispatch::Outcome,
     domain::{Call, Verdict},
+    guest::is_guest_address,
     refusal::Refusal,
 };
 
@@ -44,11 +45,15 @@ struct Exchange {
 ///
 /// `EPERM` for extents that are too large and for other domains, `EINVAL` for lists that do not match and for pages
 /// that are not the guest's or in use, `ENOMEM` if there is no memory, `EFAULT` for lists that cannot be read or
-/// written. The number of exchanged extents is written back in any case.
+/// written. The number of exchanged extents is written back, unless nothing was left to do.
 pub(super) fn exchange(call: &mut Call<'_>, argument: GuestVirt) -> Result<Outcome, Refusal> {
     let request: MemoryExchange = call.space().read_value(argument)?;
     let mut exchanged = request.nr_exchanged;
-    let result = check(call, &request).and_then(|checked| run(call, checked, &mut exchanged));
+    let result = match check(call, &request) {
+        Ok(Some(checked)) => run(call, checked, &mut exchanged),
+        Ok(None) => return Ok(Outcome::Return(0)),
+        Err(errno) => Err(errno),
+    };
     let counter = argument.wrapping_add(offset_of!(MemoryExchange, nr_exchanged) as u64);
     call.space().write_value(counter, &exchanged)?;
     match result? {
@@ -60,7 +65,8 @@ pub(super) fn exchange(call: &mut Call<'_>, argument: GuestVirt) -> Result<Outco
     }
 }
 
-fn check(call: &Call<'_>, request: &MemoryExchange) -> Result<Exchange, Errno> {
+/// The request, if anything of it is left to do.
+fn check(call: &Call<'_>, request: &MemoryExchange) -> Result<Option<Exchange>, Errno> {
     let MemoryExchange { input, output, .. } = *request;
     if input.extent_order.max(output.extent_order) > MAX_ORDER {
         return Err(Errno::Eperm);
@@ -70,15 +76,25 @@ fn check(call: &Call<'_>, request: &MemoryExchange) -> Result<Exchange, Errno> {
     if !matching || request.nr_exchanged > input.nr_extents {
         return Err(Errno::Einval);
     }
-    let limit = frame_limit(call, output.mem_flags).ok_or(Errno::Einval)?;
+    if request.nr_exchanged == input.nr_extents {
+        return Ok(None);
+    }
+    if [input.extent_start, output.extent_start].iter().any(|list| !is_guest_address(GuestVirt(*list))) {
+        return Err(Errno::Efault);
+    }
+    if names_node(output.mem_flags) {
+        return Err(Errno::Einval);
+    }
+    // So few address bits that no frame has them are no error of their own: there is no such memory.
+    let limit = frame_limit(call, output.mem_flags).unwrap_or(0);
     require_own(call, DomId(input.domid))?;
-    Ok(Exchange {
+    Ok(Some(Exchange {
         input,
         output,
         input_order: output.extent_order.saturating_sub(input.extent_order),
         output_order: input.extent_order.saturating_sub(output.extent_order),
         limit,
-    })
+    }))
 }
 
 /// How far a run came.

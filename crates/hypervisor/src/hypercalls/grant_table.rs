@@ -20,6 +20,7 @@ use crate::{
     grants::{Unmap, Version},
     guest::is_guest_address,
     refusal::Refusal,
+    support::Supported as _,
 };
 
 /// Requests that are answered before the guest gets a chance to take an event.
@@ -58,10 +59,9 @@ pub(crate) fn grant_table_op(
         GrantTableOp::SetVersion => set_version(call, at),
         GrantTableOp::GetVersion => get_version(call, at),
         GrantTableOp::Transfer if !is_guest_address(at) => Err(Errno::Efault.into()),
-        // As where Xen was started with gnttab=no-transfer.
-        GrantTableOp::Transfer => Err(Errno::Eopnotsupp.into()),
-        // The one is gone, the other exists on machines whose caches need it.
-        GrantTableOp::DumpTable | GrantTableOp::CacheFlush => Err(Errno::Enosys.into()),
+        GrantTableOp::Transfer | GrantTableOp::DumpTable | GrantTableOp::CacheFlush => {
+            Err(op.refusal().into())
+        }
     }
 }
 

@@ -14,19 +14,20 @@ use core::mem::offset_of;
 use paravane_abi::{
     errno::Errno,
     memory::{
-        MEMORY_OP_EXTENT_SHIFT, MEMORY_OP_MASK, MachphysMapping, MachphysMfnList, MemoryMap, MemoryOp,
+        MEMORY_OP_EXTENT_SHIFT, MEMORY_OP_MASK, MachphysMapping, MachphysMfnList, MemoryOp,
         MemoryReservation, mem_flags,
     },
     shared_info::{ArchSharedInfo, SharedInfo},
     units::{DomId, GuestVirt, MachAddr, Mfn, PAGE_SHIFT, Pfn},
 };
 
-use super::{exchange, owner::require_own};
+use super::{exchange, memory_map, owner::require_own};
 use crate::{
     dispatch::{Outcome, narrow},
-    domain::{Call, Verdict},
+    domain::{CONTROL_DOMAIN, Call, Verdict},
     frames::{M2P_END, M2P_ENTRIES, M2P_START},
     refusal::Refusal,
+    support::Supported as _,
 };
 
 /// log2 of the largest extent that an unprivileged guest may ask for (`CONFIG_DOMU_MAX_ORDER`).
@@ -50,7 +51,13 @@ pub(crate) fn memory_op(call: &mut Call<'_>, command: u64, argument: u64) -> Res
         MemoryOp::IncreaseReservation => Ok(reservation(call, increase, op, argument, done)),
         MemoryOp::DecreaseReservation => Ok(reservation(call, decrease, op, argument, done)),
         MemoryOp::PopulatePhysmap => Ok(reservation(call, populate, op, argument, done)),
-        _ if done != 0 => Err(Errno::Einval.into()),
+        // A range that is resumed has 16 bits of progress.
+        MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch if done > u64::from(u16::MAX) => {
+            Err(Errno::Edom.into())
+        }
+        MemoryOp::AddToPhysmap | MemoryOp::AddToPhysmapBatch => refuse_for_domain(call, op, argument),
+        MemoryOp::AccessOp | MemoryOp::AcquireResource => Err(op.refusal().into()),
+        _ if done != 0 => Err(not_resumable(op).into()),
         MemoryOp::Exchange => exchange::exchange(call, argument),
         MemoryOp::MaximumRamPage => Ok(Outcome::from(call.domain.frame_table.machine.frames.end.0)),
         MemoryOp::CurrentReservation => {
@@ -72,24 +79,61 @@ pub(crate) fn memory_op(call: &mut Call<'_>, command: u64, argument: u64) -> Res
         }
         MemoryOp::MachphysMfnList => machphys_mfn_list(call, argument),
         // There are no 32-bit guests to have a table of their own.
-        MemoryOp::MachphysCompatMfnList => Err(Errno::Eopnotsupp.into()),
-        MemoryOp::MemoryMap => memory_map(call, argument),
-        MemoryOp::AddToPhysmap
+        MemoryOp::MachphysCompatMfnList => Err(op.refusal().into()),
+        MemoryOp::MemoryMap => memory_map::get(call, argument),
+        MemoryOp::SetMemoryMap => memory_map::set(call, argument),
+        MemoryOp::ReservedDeviceMemoryMap => memory_map::reserved_for_devices(call, argument),
+        // There is no sharing, and never was.
+        MemoryOp::GetSharingFreedPages | MemoryOp::GetSharingSharedPages => Ok(Outcome::Return(0)),
+        MemoryOp::RemoveFromPhysmap | MemoryOp::SetPodTarget | MemoryOp::GetPodTarget => {
+            refuse_for_domain(call, op, argument)
+        }
+        MemoryOp::MachineMemoryMap
+        | MemoryOp::PagingOp
+        | MemoryOp::SharingOp
+        | MemoryOp::ClaimPages
+        | MemoryOp::GetVnumainfo => Err(op.refusal().into()),
+    }
+}
+
+/// Refuses what a PV domain does not have. The argument is read before, and the domain that it names looked for.
+fn refuse_for_domain(call: &Call<'_>, op: MemoryOp, argument: GuestVirt) -> Result<Outcome, Refusal> {
+    let id: u16 = call.space().read_value(argument)?;
+    let exists = [call.domain.id, DomId::SELF, CONTROL_DOMAIN].contains(&DomId(id));
+    Err(if exists { op.refusal() } else { Errno::Esrch }.into())
+}
+
+/// What an operation returns that cannot be resumed in its middle. Those of the architecture compare the whole command.
+fn not_resumable(op: MemoryOp) -> Errno {
+    match op {
+        MemoryOp::MachphysMfnList
+        | MemoryOp::MachphysCompatMfnList
+        | MemoryOp::MachphysMapping
+        | MemoryOp::MemoryMap
         | MemoryOp::MachineMemoryMap
         | MemoryOp::SetMemoryMap
-        | MemoryOp::RemoveFromPhysmap
         | MemoryOp::SetPodTarget
         | MemoryOp::GetPodTarget
         | MemoryOp::GetSharingFreedPages
         | MemoryOp::GetSharingSharedPages
         | MemoryOp::PagingOp
-        | MemoryOp::AccessOp
-        | MemoryOp::SharingOp
+        | MemoryOp::SharingOp => Errno::Enosys,
+        MemoryOp::AddToPhysmap
         | MemoryOp::AddToPhysmapBatch
+        | MemoryOp::AccessOp
+        | MemoryOp::AcquireResource
+        | MemoryOp::IncreaseReservation
+        | MemoryOp::DecreaseReservation
+        | MemoryOp::PopulatePhysmap
+        | MemoryOp::Exchange
+        | MemoryOp::MaximumRamPage
+        | MemoryOp::CurrentReservation
+        | MemoryOp::MaximumReservation
+        | MemoryOp::MaximumGpfn
+        | MemoryOp::RemoveFromPhysmap
         | MemoryOp::ClaimPages
         | MemoryOp::GetVnumainfo
-        | MemoryOp::ReservedDeviceMemoryMap
-        | MemoryOp::AcquireResource => Err(op.facts().domu.errno().unwrap_or(Errno::Enosys).into()),
+        | MemoryOp::ReservedDeviceMemoryMap => Errno::Einval,
     }
 }
 
@@ -124,7 +168,7 @@ fn reservation(
     argument: GuestVirt,
     start: u64,
 ) -> Outcome {
-    let (extents, count) = match extents(call, argument) {
+    let (extents, count) = match extents(call, op, argument) {
         Some((extents, count)) if start < count => (extents, count),
         Some(_) | None => return Outcome::from(start),
     };
@@ -142,11 +186,15 @@ fn reservation(
 }
 
 /// Reads and checks a reservation.
-fn extents(call: &Call<'_>, argument: GuestVirt) -> Option<(Extents, u64)> {
+fn extents(call: &Call<'_>, op: MemoryOp, argument: GuestVirt) -> Option<(Extents, u64)> {
     const MOST: u64 = u32::MAX as u64 >> MEMORY_OP_EXTENT_SHIFT;
     let reservation: MemoryReservation = call.space().read_value(argument).ok()?;
     require_own(call, DomId(reservation.domid)).ok()?;
     if reservation.nr_extents > MOST || reservation.extent_order > MAX_ORDER {
+        return None;
+    }
+    // A guest cannot put off the population of its own memory.
+    if op == MemoryOp::PopulatePhysmap && reservation.mem_flags & mem_flags::POPULATE_ON_DEMAND != 0 {
         return None;
     }
     let limit = frame_limit(call, reservation.mem_flags)?;
@@ -156,7 +204,7 @@ fn extents(call: &Call<'_>, argument: GuestVirt) -> Option<(Extents, u64)> {
 
 /// The frame below which memory has to lie. `None` for flags that an unprivileged guest may not set.
 pub(super) fn frame_limit(call: &Call<'_>, flags: u32) -> Option<u64> {
-    if flags & mem_flags::EXACT_NODE_REQUEST != 0 || flags & mem_flags::POPULATE_ON_DEMAND != 0 {
+    if names_node(flags) {
         return None;
     }
     let end = call.domain.frame_table.machine.frames.end.0;
@@ -165,6 +213,11 @@ pub(super) fn frame_limit(call: &Call<'_>, flags: u32) -> Option<u64> {
         bits if bits <= PAGE_SHIFT => None,
         bits => Some(end.min(1_u64.checked_shl(bits - PAGE_SHIFT).unwrap_or(u64::MAX))),
     }
+}
+
+/// Whether memory of one node of the host alone is wanted, about which a guest has no say.
+pub(super) fn names_node(flags: u32) -> bool {
+    flags & mem_flags::EXACT_NODE_REQUEST != 0
 }
 
 /// Allocates an extent and tells the guest its first frame, if it wants to know.
@@ -208,25 +261,5 @@ fn machphys_mfn_list(call: &mut Call<'_>, argument: GuestVirt) -> Result<Outcome
     }
     list.nr_extents = written;
     call.space().write_value(argument, &list)?;
-    Ok(Outcome::Return(0))
-}
-
-/// Copies out the memory map.
-///
-/// # Errors
-///
-/// `ENOSYS` if there is none: the guest then makes one up from the number of its pages.
-fn memory_map(call: &mut Call<'_>, argument: GuestVirt) -> Result<Outcome, Refusal> {
-    let mut request: MemoryMap = call.space().read_value(argument)?;
-    if call.domain.memory_map.is_empty() {
-        return Err(Errno::Enosys.into());
-    }
-    let mut written = 0;
-    for entry in call.domain.memory_map.iter().take(request.nr_entries as usize) {
-        call.space().write_element(GuestVirt(request.buffer), u64::from(written), entry)?;
-        written += 1;
-    }
-    request.nr_entries = written;
-    call.space().write_value(argument, &request)?;
     Ok(Outcome::Return(0))
 }

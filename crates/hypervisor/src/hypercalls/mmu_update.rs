@@ -26,15 +26,17 @@ use crate::{
 ///
 /// # Errors
 ///
-/// `ESRCH` for an unknown domain, `EPERM` for a foreign one, `ENOSYS` for an unknown command, `EINVAL` for a page that
-/// is not the guest's or holds descriptors, and what [`Frames::update_entry`](crate::frames::Frames) says.
+/// `EFAULT` for a list that cannot be one, `ESRCH` for an unknown domain, `EPERM` for a foreign one, `ENOSYS` for an
+/// unknown command, `EINVAL` for a page that is not the guest's or holds descriptors, and what [`Frames::update_entry`](crate::frames::Frames) says.
 pub(crate) fn mmu_update(call: &mut Call<'_>, args: Args) -> Result<Outcome, Refusal> {
+    let list = batch::List::of(call, args)?;
     let domains = narrow(args[3]);
     let tables_are_own = owns_tables(call, domains >> 16)?;
     // Fits: masked.
-    let owner = FrameOwner::named(call, DomId((domains & 0xffff) as u16))?;
+    let owner =
+        FrameOwner::named(call, DomId((domains & 0xffff) as u16)).inspect_err(|_| list.tell(call, 0))?;
     let mut flush = false;
-    let outcome = batch::run(call, args, |call, request: MmuUpdate| {
+    let outcome = batch::run(call, list, |call, request: MmuUpdate| {
         let number = request.ptr & MMU_UPDATE_COMMAND_MASK;
         let at = MachAddr(request.ptr & !MMU_UPDATE_COMMAND_MASK);
         let command = MmuUpdateCommand::from_number(narrow(number)).ok_or(Errno::Enosys)?;

@@ -16,21 +16,23 @@ use crate::{
     frames::{self, Level, RootChange},
     guest::is_guest_address,
     refusal::Refusal,
+    support::Supported as _,
 };
 
 /// `mmuext_op(requests, count, done, domain)`.
 ///
 /// # Errors
 ///
-/// `ESRCH` for an unknown domain, `EPERM` for another than the guest, `ENOSYS` for an unknown operation; else as each
+/// `EFAULT` for a list that cannot be one, `ESRCH` for an unknown domain, `EPERM` for another than the guest, `ENOSYS` for an unknown operation; else as each
 /// operation says.
 pub(crate) fn mmuext_op(call: &mut Call<'_>, args: Args) -> Result<Outcome, Refusal> {
+    let list = batch::List::of(call, args)?;
     // Fits: masked.
     let owner = FrameOwner::named(call, DomId((narrow(args[3]) & 0xffff) as u16))?;
     if owner != FrameOwner::Own {
         return Err(Errno::Eperm.into());
     }
-    batch::run(call, args, |call, request: MmuExtRequest| {
+    batch::run(call, list, |call, request: MmuExtRequest| {
         let op = MmuExtOp::from_number(request.cmd).ok_or(Errno::Enosys)?;
         carry_out(call, op, request.arg1, request.arg2)
     })
@@ -68,12 +70,12 @@ fn carry_out(call: &mut Call<'_>, op: MmuExtOp, arg1: u64, arg2: u64) -> Result<
             Ok(())
         }
         MmuExtOp::InvlpgMulti => flush_multi(call, page(arg1), arg2),
-        // Only who may map devices can make memory incoherent.
-        MmuExtOp::FlushCache | MmuExtOp::FlushCacheGlobal => Err(Errno::Eacces),
         MmuExtOp::SetLdt => descriptors::set_ldt(call, arg1, arg2),
         MmuExtOp::ClearPage => frames::fill_guest_page(call.domain, frame, &[0; PAGE_BYTES]),
         MmuExtOp::CopyPage => copy_page(call, frame, Mfn(arg2)),
-        MmuExtOp::MarkSuper | MmuExtOp::UnmarkSuper => Err(Errno::Eopnotsupp),
+        MmuExtOp::FlushCache | MmuExtOp::FlushCacheGlobal | MmuExtOp::MarkSuper | MmuExtOp::UnmarkSuper => {
+            Err(op.refusal())
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! enter through `from_number`.
 
 mod batch;
+pub(crate) mod control;
 pub(crate) mod descriptors;
 pub(crate) mod event_channel;
 mod exchange;
@@ -13,6 +14,7 @@ mod flush;
 pub(crate) mod grant_table;
 pub(crate) mod iret;
 pub(crate) mod memory;
+mod memory_map;
 pub(crate) mod misc;
 pub(crate) mod mmu_update;
 pub(crate) mod mmuext;

@@ -4,7 +4,7 @@
 
 use paravane_abi::{
     errno::Errno,
-    physdev::{Eoi, IO_PORTS, IrqStatusQuery, PhysdevOp, PirqEoiGmfn, SetIobitmap, SetIopl},
+    physdev::{Eoi, IO_PORTS, IRQ_NEEDS_EOI, IrqStatusQuery, PhysdevOp, PirqEoiGmfn, SetIobitmap, SetIopl},
     units::{GuestVirt, Mfn},
 };
 
@@ -13,8 +13,12 @@ use crate::{
     domain::Call,
     guest::is_guest_address,
     refusal::Refusal,
+    support::Supported as _,
     vcpu::IoBitmap,
 };
+
+/// How many numbers of physical interrupts the domain has: those of a machine without an I/O APIC, and none beside them.
+pub(super) const PIRQS: u32 = 16;
 
 /// `physdev_op(cmd, arg)`.
 ///
@@ -22,7 +26,7 @@ use crate::{
 ///
 /// `ENOSYS` for an unknown command, `EFAULT` for an unreadable argument, `EINVAL` for a bad one or an interrupt that is
 /// not the domain's (none is), `EBUSY` for a second page of ends of interrupts, `ENOSPC` when asked for an interrupt,
-/// `EPERM` for what is the hardware domain's.
+/// `ENODEV` for a device (there is none), `EPERM` for what is the hardware domain's.
 pub(crate) fn physdev_op(call: &mut Call<'_>, command: u64, argument: u64) -> Result<Outcome, Refusal> {
     let op = PhysdevOp::from_number(narrow(command)).ok_or(Errno::Enosys)?;
     let at = GuestVirt(argument);
@@ -34,13 +38,14 @@ pub(crate) fn physdev_op(call: &mut Call<'_>, command: u64, argument: u64) -> Re
         PhysdevOp::IrqUnmaskNotify => Ok(Outcome::Return(0)),
         PhysdevOp::Eoi => {
             call.space().read_value::<Eoi>(at)?;
-            Err(Errno::Einval.into())
+            Err(op.refusal().into())
         }
-        PhysdevOp::IrqStatusQuery => {
-            call.space().read_value::<IrqStatusQuery>(at)?;
-            Err(Errno::Einval.into())
+        PhysdevOp::IrqStatusQuery => irq_status(call, at),
+        PhysdevOp::GetFreePirq => {
+            // struct physdev_get_free_pirq: a type and the answer.
+            call.space().read_value::<[u32; 2]>(at)?;
+            Err(op.refusal().into())
         }
-        PhysdevOp::GetFreePirq => Err(Errno::Enospc.into()),
         PhysdevOp::ApicRead
         | PhysdevOp::ApicWrite
         | PhysdevOp::AllocIrqVector
@@ -59,8 +64,19 @@ pub(crate) fn physdev_op(call: &mut Call<'_>, command: u64, argument: u64) -> Re
         | PhysdevOp::DbgpOp
         | PhysdevOp::PrepareMsix
         | PhysdevOp::ReleaseMsix
-        | PhysdevOp::PciDeviceReset => Err(op.facts().domu.errno().unwrap_or(Errno::Eperm).into()),
+        | PhysdevOp::PciDeviceReset => Err(op.refusal().into()),
     }
+}
+
+/// Any interrupt of the domain may need an end, as far as stock Xen tells a guest that does not look at the page of ends.
+fn irq_status(call: &mut Call<'_>, at: GuestVirt) -> Result<Outcome, Refusal> {
+    let mut query: IrqStatusQuery = call.space().read_value(at)?;
+    if query.irq >= PIRQS {
+        return Err(Errno::Einval.into());
+    }
+    query.flags = IRQ_NEEDS_EOI;
+    call.space().write_value(at, &query)?;
+    Ok(Outcome::Return(0))
 }
 
 /// `physdev_op_compat(op)`: the command stands before the argument.

@@ -17,6 +17,7 @@ use crate::{
     guest::is_guest_address,
     refusal::Refusal,
     schedule::{Wait, shutdown_code, shutdown_verdict},
+    support::Supported as _,
     vcpu::vcpu_info,
 };
 
@@ -39,7 +40,7 @@ pub(crate) fn sched_op(call: &mut Call<'_>, command: u64, argument: u64) -> Resu
             let request: SchedRemoteShutdown = call.space().read_value(at)?;
             // DOMID_SELF is not a domain here, and the own one is not another's to shut down by this way.
             let known = [call.domain.id, CONTROL_DOMAIN].contains(&DomId(request.domain_id));
-            Err(if known { Errno::Eperm } else { Errno::Esrch }.into())
+            Err(if known { SchedOp::RemoteShutdown.refusal() } else { Errno::Esrch }.into())
         }
         SchedOp::ShutdownCode => {
             let SchedShutdown { reason } = call.space().read_value(at)?;
@@ -52,7 +53,7 @@ pub(crate) fn sched_op(call: &mut Call<'_>, command: u64, argument: u64) -> Resu
             let id = call.domain.watchdogs.set(id, timeout, now_ns)?;
             Ok(Outcome::Return(i64::from(id)))
         }
-        SchedOp::PinOverride => Err(Errno::Eperm.into()),
+        SchedOp::PinOverride => Err(SchedOp::PinOverride.refusal().into()),
     }
 }
 

@@ -81,6 +81,9 @@ pub(crate) fn get_debugreg(call: &mut Call<'_>, register: u64) -> Result<Outcome
     Ok(Outcome::from(read_debug(call, register & 0xffff_ffff)?))
 }
 
+/// The index of the control register.
+pub(crate) const DR7: usize = 7;
+
 /// The register that `number` names: 4 and 5 are 6 and 7 unless CR4.DE takes the aliases away.
 fn debug_index(call: &Call<'_>, number: u64) -> Result<usize, Errno> {
     let aliases = !call.context.cr4.has(Control4::DE);
@@ -103,7 +106,9 @@ fn debug_index(call: &Call<'_>, number: u64) -> Result<usize, Errno> {
 ///
 /// `ENODEV` for a register that does not exist.
 pub(crate) fn read_debug(call: &Call<'_>, number: u64) -> Result<u64, Errno> {
-    Ok(call.context.debug[debug_index(call, number)?])
+    let index = debug_index(call, number)?;
+    let emulated = if index == DR7 { call.vcpu().io_breakpoints } else { 0 };
+    Ok(call.context.debug[index] | emulated)
 }
 
 /// Writes a debug register, for the hypercall and for MOV.
@@ -129,27 +134,27 @@ pub(crate) fn write_debug(call: &mut Call<'_>, number: u64, value: u64) -> Resul
             if value & GENERAL_DETECT != 0 {
                 return Err(Errno::Eperm);
             }
-            without_io_breakpoints(value, call.context.cr4.has(Control4::DE))?
+            let emulated = io_breakpoints(value, call.context.cr4.has(Control4::DE))?;
+            call.vcpu_mut().io_breakpoints = emulated;
+            value & !emulated
         }
     };
     call.context.debug[index] = value;
     Ok(())
 }
 
-/// DR7 without the enable bits of I/O breakpoints: no port of the guest's exists that could hit one.
-fn without_io_breakpoints(mut value: u64, debugging_extensions: bool) -> Result<u64, Errno> {
+/// The enable bits of I/O breakpoints in DR7. The CPU never sees them: port I/O is emulated, and so are they.
+fn io_breakpoints(value: u64, debugging_extensions: bool) -> Result<u64, Errno> {
     const ACTIVE: u64 = 0xff;
     const IO: u64 = 2;
-    if value & ACTIVE == 0 {
-        return Ok(value);
-    }
-    for breakpoint in 0..4 {
-        if value >> (16 + 4 * breakpoint) & 3 == IO {
+    let mut emulated = 0;
+    if value & ACTIVE != 0 {
+        for breakpoint in (0..4).filter(|breakpoint| value >> (16 + 4 * breakpoint) & 3 == IO) {
             if !debugging_extensions {
                 return Err(Errno::Eperm);
             }
-            value &= !(3 << (2 * breakpoint));
+            emulated |= value & 3 << (2 * breakpoint);
         }
     }
-    Ok(value)
+    Ok(emulated)
 }

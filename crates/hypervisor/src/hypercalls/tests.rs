@@ -1,9 +1,12 @@
 //! Hypercalls that concern vCPUs, time and the hypervisor itself, as a guest makes them.
 
+mod iret;
 mod multicall;
 mod sched;
+mod segments;
 mod small;
 mod time;
+mod traps;
 mod vcpu;
 mod vcpu_context;
 

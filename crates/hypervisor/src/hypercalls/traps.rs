@@ -15,14 +15,15 @@ use paravane_engine::vector;
 
 use crate::{
     dispatch::Outcome,
-    domain::Call,
+    domain::{Call, Verdict},
     refusal::Refusal,
+    support::Supported as _,
     vcpu::{Handler, TrapEntry},
 };
 
-/// The most entries read from one table. The vector is a byte, so a longer list only repeats itself; real Xen
-/// reads on, preemptibly, and the guest gets nothing for it.
-const MAX_TRAPS: u64 = 4096;
+/// Entries that are set before the guest gets a chance to take an event. The vector is a byte, so a longer list only
+/// repeats itself.
+const BATCH: u64 = 256;
 
 /// `set_trap_table(traps)`: sets the listed vectors; a null pointer clears all.
 ///
@@ -35,7 +36,7 @@ pub(crate) fn set_trap_table(call: &mut Call<'_>, traps: u64) -> Result<Outcome,
         *call.vcpu_mut().traps = [TrapEntry::default(); 256];
         return Ok(Outcome::Return(0));
     }
-    for index in 0..MAX_TRAPS {
+    for index in 0..BATCH {
         let info: TrapInfo = call.space().read_element(GuestVirt(traps), index)?;
         if info.address == 0 {
             return Ok(Outcome::Return(0));
@@ -47,7 +48,8 @@ pub(crate) fn set_trap_table(call: &mut Call<'_>, traps: u64) -> Result<Outcome,
             dpl: info.flags & trap_flags::DPL_MASK,
         };
     }
-    Err(Errno::E2big.into())
+    let rest = traps.wrapping_add(BATCH * size_of::<TrapInfo>() as u64);
+    Ok(Outcome::Again([rest, 0, 0, 0, 0], Verdict::Run))
 }
 
 /// `set_callbacks(event, failsafe, syscall)`: three registrations at once, without masking events. A bad address
@@ -100,7 +102,7 @@ pub(crate) fn callback_op(call: &mut Call<'_>, command: u64, argument: u64) -> R
                 | CallbackType::Syscall
                 | CallbackType::Sysenter
                 | CallbackType::Syscall32 => Err(Errno::Einval.into()),
-                CallbackType::SysenterDeprecated => Err(Errno::Enosys.into()),
+                kind @ CallbackType::SysenterDeprecated => Err(kind.refusal().into()),
             }
         }
         None => Err(Errno::Enosys.into()),
@@ -156,7 +158,8 @@ fn unregister_nmi(call: &mut Call<'_>) {
 /// A callback type that current Xen knows.
 fn callback(number: u16) -> Result<CallbackType, Refusal> {
     match CallbackType::from_number(u32::from(number)) {
-        None | Some(CallbackType::SysenterDeprecated) => Err(Errno::Enosys.into()),
+        None => Err(Errno::Enosys.into()),
+        Some(kind @ CallbackType::SysenterDeprecated) => Err(kind.refusal().into()),
         Some(kind) => Ok(kind),
     }
 }

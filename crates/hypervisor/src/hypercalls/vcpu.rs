@@ -22,6 +22,7 @@ use crate::{
     guest::is_guest_address,
     refusal::Refusal,
     schedule::{StartedVcpu, code_of, shutdown_verdict},
+    support::Supported as _,
     vcpu::{Availability, Vcpu, vcpu_info},
 };
 
@@ -87,8 +88,7 @@ pub(crate) fn vcpu_op(
             target_mut(call, id).nmi_pending = true;
             call.domain.wake(id);
         }
-        // Only vCPUs that are pinned to a CPU of the host have one.
-        VcpuOp::GetPhysid => return Err(Errno::Einval.into()),
+        VcpuOp::GetPhysid => return Err(VcpuOp::GetPhysid.refusal().into()),
     }
     Ok(Outcome::Return(0))
 }

@@ -25,6 +25,7 @@ use crate::{
     domain::Call,
     guest::XEN_START,
     refusal::Refusal,
+    support::Supported as _,
 };
 
 /// The version whose interface this is.
@@ -76,7 +77,9 @@ pub(crate) fn xen_version(call: &mut Call<'_>, command: u64, argument: u64) -> R
         XenVersionOp::Extraversion2 => return whole_text(call, at, EXTRAVERSION),
         XenVersionOp::Capabilities2 => return whole_text(call, at, CAPABILITIES),
         XenVersionOp::Changeset2 => return whole_text(call, at, CHANGESET),
-        XenVersionOp::BuildId | XenVersionOp::Commandline2 => return Err(Errno::Eperm.into()),
+        question @ (XenVersionOp::BuildId | XenVersionOp::Commandline2) => {
+            return Err(question.refusal().into());
+        }
     }
     Ok(Outcome::Return(0))
 }

@@ -278,3 +278,14 @@ fn a_reset_returns_to_the_two_level_abi() {
     assert!(guest.is_pending(port));
     assert_eq!(guest.init_control(0, CONTROL, 8), Ok(17));
 }
+
+#[test]
+fn a_port_that_is_given_out_again_has_the_priority_of_a_new_one() {
+    let mut guest = Guest::with_fifo(1);
+    let port = guest.bind_ipi(0).unwrap();
+    guest.set_priority(port, 0).unwrap();
+    guest.close_port(port).unwrap();
+    assert_eq!(guest.bind_ipi(0), Ok(port));
+    guest.send_event(port).unwrap();
+    assert_eq!(guest.drain(BOOT), [(PRIORITY_DEFAULT, port)]);
+}

@@ -151,7 +151,23 @@ fn virtual_interrupts_are_bound_once_where_they_belong() {
     guest.close_port(Port(2)).unwrap();
     assert_eq!(guest.bind_virq(Virq::Timer.number(), 1), Ok(Port(2)));
     assert_eq!(guest.bind_ipi(2), Err(Errno::Enoent));
-    assert_eq!(guest.event(EventChannelOp::BindPirq, &mut BindPirq::new_zeroed()), Err(Errno::Einval));
+    for (pirq, errno) in
+        [(0, Errno::Eperm), (15, Errno::Eperm), (16, Errno::Einval), (u32::MAX, Errno::Einval)]
+    {
+        let mut request = BindPirq { pirq, flags: 0, port: 0 };
+        assert_eq!(guest.event(EventChannelOp::BindPirq, &mut request), Err(errno), "{pirq}");
+    }
+}
+
+#[test]
+fn a_full_table_is_noticed_before_a_bad_peer() {
+    let mut guest = Guest::new(1);
+    assert_eq!(guest.bind_interdomain(CONTROL_DOMAIN, Port(1)), Err(Errno::Einval));
+    assert_eq!(guest.bind_interdomain(DomId::SELF, Port(1)), Err(Errno::Einval));
+    while guest.bind_ipi(0).is_ok() {}
+    assert_eq!(guest.bind_interdomain(CONTROL_DOMAIN, Port(1)), Err(Errno::Enospc));
+    assert_eq!(guest.bind_interdomain(DomId::SELF, Port(1)), Err(Errno::Enospc));
+    assert_eq!(guest.bind_interdomain(DomId(9), Port(1)), Err(Errno::Esrch));
 }
 
 #[test]

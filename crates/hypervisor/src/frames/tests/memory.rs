@@ -4,8 +4,8 @@ use paravane_abi::{
     errno::Errno,
     hypercall::Hypercall,
     memory::{
-        E820Entry, INVALID_M2P_ENTRY, MachphysMapping, MachphysMfnList, MemoryExchange, MemoryMap, MemoryOp,
-        MemoryReservation, e820, mem_flags,
+        E820Entry, ForeignMemoryMap, INVALID_M2P_ENTRY, MachphysMapping, MachphysMfnList, MemoryExchange,
+        MemoryMap, MemoryOp, MemoryReservation, ReservedDeviceMemoryMap, e820, mem_flags,
     },
     units::{DomId, Mfn},
 };
@@ -344,15 +344,122 @@ fn questions_about_other_domains_are_refused() {
         assert_eq!(guest.hypercall(Hypercall::MemoryOp, &[resumed, argument]), failed(Errno::Einval));
     }
     for (what, errno) in [
-        (MemoryOp::AddToPhysmap, Errno::Eacces),
-        (MemoryOp::RemoveFromPhysmap, Errno::Eacces),
-        (MemoryOp::SetMemoryMap, Errno::Eperm),
         (MemoryOp::MachineMemoryMap, Errno::Eperm),
         (MemoryOp::MachphysCompatMfnList, Errno::Eopnotsupp),
         (MemoryOp::GetVnumainfo, Errno::Eopnotsupp),
     ] {
         assert_eq!(op(&mut guest, what, 0), failed(errno), "{what:?}");
     }
+    for (what, errno) in [
+        (MemoryOp::AddToPhysmap, Errno::Eacces),
+        (MemoryOp::AddToPhysmapBatch, Errno::Eacces),
+        (MemoryOp::RemoveFromPhysmap, Errno::Eacces),
+        (MemoryOp::SetPodTarget, Errno::Einval),
+        (MemoryOp::GetPodTarget, Errno::Einval),
+    ] {
+        for (domain, errno) in [(0x7ff0_u16, errno), (0, errno), (9, Errno::Esrch)] {
+            let argument = guest.argument(&domain);
+            assert_eq!(op(&mut guest, what, argument), failed(errno), "{what:?} {domain}");
+        }
+        assert_eq!(op(&mut guest, what, 0x1000), failed(Errno::Efault), "{what:?}");
+    }
     assert_eq!(guest.hypercall(Hypercall::MemoryOp, &[63, 0]), failed(Errno::Enosys));
     assert_eq!(guest.hypercall(Hypercall::MemoryOp, &[8, 0]), failed(Errno::Enosys));
+}
+
+#[test]
+fn the_memory_map_is_the_guests_to_change() {
+    let mut guest = TestGuest::new();
+    let entry = E820Entry { addr: 0.into(), size: 0x4_0000.into(), kind: e820::RAM.into() };
+    guest.domain.memory.write_value(guest.word(LIST_PFN, 0), &entry).unwrap();
+    let request = with(ForeignMemoryMap::new_zeroed(), |it| {
+        it.domid = DomId::SELF.0;
+        it.map.nr_entries = 1;
+        it.map.buffer = guest.va(LIST_PFN);
+    });
+    let mut set = |change: fn(&mut ForeignMemoryMap)| {
+        let argument = guest.argument(&with(request, change));
+        (op(&mut guest, MemoryOp::SetMemoryMap, argument), guest.domain.memory_map.clone())
+    };
+    assert_eq!(set(|it| it.map.nr_entries = 1025), (failed(Errno::Einval), vec![]));
+    assert_eq!(set(|it| it.domid = 0), (failed(Errno::Eperm), vec![]));
+    assert_eq!(set(|it| it.domid = 9), (failed(Errno::Esrch), vec![]));
+    assert_eq!(set(|_| {}), (0, vec![entry]));
+    assert_eq!(set(|it| it.map.buffer = 0x1000), (failed(Errno::Efault), vec![entry]), "the old one stays");
+}
+
+#[test]
+fn no_memory_is_reserved_for_devices() {
+    let mut guest = TestGuest::new();
+    let request = with(ReservedDeviceMemoryMap::new_zeroed(), |it| it.nr_entries = 7);
+    let argument = guest.argument(&request);
+    assert_eq!(op(&mut guest, MemoryOp::ReservedDeviceMemoryMap, argument), 0);
+    assert_eq!(guest.peek(BUFFER_PFN, 0), 0, "no flags, no ranges");
+    let argument = guest.argument(&with(request, |it| it.flags = 2));
+    assert_eq!(op(&mut guest, MemoryOp::ReservedDeviceMemoryMap, argument), failed(Errno::Einval));
+    let argument = guest.argument(&with(request, |it| it.buffer = 0xffff_8000_0000_0000));
+    assert_eq!(op(&mut guest, MemoryOp::ReservedDeviceMemoryMap, argument), failed(Errno::Efault));
+}
+
+#[test]
+fn only_what_takes_long_can_be_resumed() {
+    let mut guest = TestGuest::new();
+    let argument = guest.argument(&0x7ff0_u16);
+    let mut resumed = |what: MemoryOp, from: u64| {
+        guest.hypercall(Hypercall::MemoryOp, &[u64::from(what.number()) | from << 6, argument])
+    };
+    for (what, errno) in [
+        (MemoryOp::Exchange, Errno::Einval),
+        (MemoryOp::MaximumRamPage, Errno::Einval),
+        (MemoryOp::RemoveFromPhysmap, Errno::Einval),
+        (MemoryOp::ClaimPages, Errno::Einval),
+        (MemoryOp::MemoryMap, Errno::Enosys),
+        (MemoryOp::MachphysMapping, Errno::Enosys),
+        (MemoryOp::SetMemoryMap, Errno::Enosys),
+        (MemoryOp::AddToPhysmap, Errno::Eacces),
+        (MemoryOp::AcquireResource, Errno::Eperm),
+    ] {
+        assert_eq!(resumed(what, 1), failed(errno), "{what:?}");
+    }
+    assert_eq!(resumed(MemoryOp::AddToPhysmap, 0xffff), failed(Errno::Eacces));
+    assert_eq!(resumed(MemoryOp::AddToPhysmap, 0x1_0000), failed(Errno::Edom));
+}
+
+#[test]
+fn an_exchange_is_checked_before_anything_is_given_up() {
+    let mut guest = TestGuest::new();
+    guest.poke(LIST_PFN, 0, guest.mfn(SPARE_PFN).0);
+    guest.map(SPARE_PFN, 0);
+    let request = with(MemoryExchange::new_zeroed(), |it| {
+        for side in [&mut it.input, &mut it.output] {
+            (side.extent_start, side.nr_extents, side.domid) = (guest.va(LIST_PFN), 1, DomId::SELF.0);
+        }
+    });
+    let mut exchange = |change: fn(&mut MemoryExchange)| {
+        let argument = guest.argument(&with(request, change));
+        let result = op(&mut guest, MemoryOp::Exchange, argument);
+        (result, guest.peek(BUFFER_PFN, 8))
+    };
+    assert_eq!(exchange(|it| it.input.extent_start = 0xffff_8000_0000_0000).0, failed(Errno::Efault));
+    assert_eq!(exchange(|it| it.output.extent_start = 0xffff_8000_0000_0000).0, failed(Errno::Efault));
+    // Memory of one node of the host, and memory that no machine has.
+    assert_eq!(exchange(|it| it.output.mem_flags = 1 << 17).0, failed(Errno::Einval));
+    assert_eq!(exchange(|it| it.output.mem_flags = 5).0, failed(Errno::Enomem));
+    assert_eq!(exchange(|it| it.nr_exchanged = 1), (0, 1), "all of it was done already");
+    assert_eq!(exchange(|it| it.nr_exchanged = 2).0, failed(Errno::Einval));
+    assert_eq!(exchange(|_| {}), (0, 1));
+}
+
+#[test]
+fn population_cannot_be_put_off() {
+    let mut guest = TestGuest::new();
+    guest.poke(LIST_PFN, 0, PAGES);
+    let request = with(MemoryReservation::new_zeroed(), |it| {
+        (it.extent_start, it.nr_extents, it.domid) = (guest.va(LIST_PFN), 1, DomId::SELF.0);
+        it.mem_flags = mem_flags::POPULATE_ON_DEMAND;
+    });
+    let argument = guest.argument(&request);
+    assert_eq!(op(&mut guest, MemoryOp::PopulatePhysmap, argument), 0);
+    // The flag means nothing to the others.
+    assert_eq!(op(&mut guest, MemoryOp::IncreaseReservation, argument), 1);
 }

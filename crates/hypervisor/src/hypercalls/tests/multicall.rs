@@ -60,7 +60,7 @@ fn every_result_is_stored_and_the_call_returns_0() {
     let mut guest = Guest::new(1);
     let mut unknown = version();
     unknown.op = u64::MAX;
-    let refused = entry(Hypercall::Sysctl, &[0]);
+    let refused = entry(Hypercall::KexecOp, &[0]);
     guest.put_list(&[version(), unknown, refused, version()]);
     assert_eq!(guest.multicall(3), Ok(0));
     let results: Vec<u64> = (0..4).map(|index| guest.result(index)).collect();

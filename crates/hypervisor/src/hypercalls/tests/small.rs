@@ -162,6 +162,18 @@ fn hvm_operations_are_not_for_pv_except_the_time() {
     }
     assert_eq!(guest.call(Hypercall::HvmOp, &[24, 0]), Ok(0));
     assert_eq!(guest.call(Hypercall::HvmOp, &[25, 0]), Err(Errno::Eopnotsupp));
+    assert_eq!(guest.call(Hypercall::HvmOp, &[11, 0]), Err(Errno::Efault));
+    for (event, extra_bytes, result) in [
+        (0xfff, 28, Ok(0)),
+        (0x1000, 0, Err(Errno::Einval)),
+        (1, 2, Err(Errno::Einval)),
+        (1, 32, Err(Errno::Einval)),
+    ] {
+        let mut record = [0_u16; 16];
+        [record[0], record[1]] = [event, extra_bytes];
+        guest.put(machine_address(BUFFER), &record);
+        assert_eq!(guest.call(Hypercall::HvmOp, &[11, virt(BUFFER).0]), result, "{event:#x} {extra_bytes}");
+    }
     assert_eq!(guest.call(Hypercall::HvmOp, &[2, 0]), Err(Errno::Enosys));
 }
 
@@ -202,8 +214,12 @@ fn the_page_of_ends_of_interrupts_is_registered_once() {
 fn a_domain_without_interrupts_ends_none() {
     let mut guest = Guest::new(1);
     assert_eq!(guest.physdev(PhysdevOp::Eoi, &mut Eoi { irq: 1 }), Err(Errno::Einval));
-    let mut query = IrqStatusQuery::new_zeroed();
-    assert_eq!(guest.physdev(PhysdevOp::IrqStatusQuery, &mut query), Err(Errno::Einval));
+    for (irq, result) in [(0, Ok(0)), (15, Ok(0)), (16, Err(Errno::Einval)), (u32::MAX, Err(Errno::Einval))] {
+        let mut query = IrqStatusQuery { irq, flags: 0xffff };
+        assert_eq!(guest.physdev(PhysdevOp::IrqStatusQuery, &mut query), result, "{irq}");
+        // As far as it can tell, each may need an end.
+        assert_eq!(query.flags, if result.is_ok() { 1 } else { 0xffff }, "{irq}");
+    }
     assert_eq!(guest.physdev(PhysdevOp::IrqUnmaskNotify, &mut 0_u64), Ok(0));
     assert_eq!(guest.physdev(PhysdevOp::GetFreePirq, &mut 0_u64), Err(Errno::Enospc));
     for &op in PhysdevOp::ALL {
@@ -228,16 +244,31 @@ fn the_old_physdev_form_has_the_command_in_front() {
 }
 
 #[test]
-fn hypercalls_that_a_domu_does_not_have_return_the_tables_error() {
+fn requests_of_tools_are_looked_at_before_they_are_refused() {
+    const DOMCTL: Hypercall = Hypercall::Domctl;
     let mut guest = Guest::new(1);
-    for &call in Hypercall::ALL {
-        if let Some(errno) = call.facts().domu.errno()
-            && call != Hypercall::ConsoleIo
-            && call != Hypercall::HvmOp
-        {
-            assert_eq!(guest.call(call, &[]), Err(errno), "{call}");
-        }
+    for (call, request, errno) in [
+        (Hypercall::PlatformOp, [0, 0x0300_0001, 0], Errno::Eperm),
+        (Hypercall::PlatformOp, [0, 0, 0], Errno::Eacces),
+        (Hypercall::Sysctl, [0, 0x15, 0], Errno::Eperm),
+        (Hypercall::Sysctl, [0, 0x14, 0], Errno::Eacces),
+        (DOMCTL, [2, 0x15, 0], Errno::Eperm),
+        (DOMCTL, [2, 0x15, u32::from(crate::testing::OWN.0)], Errno::Eperm),
+        (DOMCTL, [2, 0x15, 9], Errno::Esrch),
+        (DOMCTL, [2, 0x16, 9], Errno::Eacces),
+        // A domain that is to be created does not exist; one that is searched for may not.
+        (DOMCTL, [1, 0x15, 9], Errno::Eperm),
+        (DOMCTL, [5, 0x15, 9], Errno::Eperm),
+    ] {
+        guest.put(machine_address(BUFFER), &request);
+        assert_eq!(guest.call(call, &[virt(BUFFER).0]), Err(errno), "{call} {request:?}");
+        assert_eq!(guest.call(call, &[0]), Err(Errno::Efault), "{call}");
     }
+}
+
+#[test]
+fn numbers_without_a_hypercall_return_enosys() {
+    let mut guest = Guest::new(1);
     let unused = Hypercall::ALL.iter().map(|call| call.row().number).max().unwrap();
     let context = &mut guest.contexts[0];
     for number in [11, 43, 63, 64, u64::MAX, 1 << 32, unused.unsigned_abs() + 1] {
