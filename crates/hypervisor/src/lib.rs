@@ -24,6 +24,8 @@
 //! Whatever a guest does ends in a result, a fault delivered to it, or [`Verdict::Crash`] with the reason.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod advisories;
 mod areas;
 mod bounce;
 mod claims;

@@ -1,5 +1,6 @@
 //! Event channels as a guest sees them: through hypercalls and the memory that it shares.
 
+mod advisories;
 mod delivery;
 mod fifo;
 mod ops;

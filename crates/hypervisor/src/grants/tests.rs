@@ -1,5 +1,6 @@
 //! Grant tables as a guest and its backends see them.
 
+mod advisories;
 mod copy;
 mod mapping;
 mod random;

@@ -6,13 +6,7 @@ use paravane_abi::{errno::Errno, units::GuestVirt};
 use paravane_engine::{Control4, Segment, SegmentRegister};
 use paravane_x86::selector::Selector;
 
-use crate::{
-    dispatch::Outcome,
-    domain::Call,
-    guest::{XEN_END, XEN_START},
-    refusal::Refusal,
-    selectors,
-};
+use crate::{dispatch::Outcome, domain::Call, guest::is_guest_address, refusal::Refusal, selectors};
 
 /// `stack_switch(ss, sp)`: the stack for entries from user mode. The stack pointer is not checked until it is used.
 #[expect(clippy::cast_possible_truncation, reason = "a selector has 16 bits")]
@@ -115,8 +109,8 @@ pub(crate) fn read_debug(call: &Call<'_>, number: u64) -> Result<u64, Errno> {
 ///
 /// # Errors
 ///
-/// `ENODEV` for a register that does not exist (#UD for MOV), `EINVAL` for reserved bits, `EPERM` for a breakpoint in Xen's
-/// address range, for general detect, and for I/O breakpoints without CR4.DE (#GP for MOV).
+/// `ENODEV` for a register that does not exist (#UD for MOV), `EINVAL` for reserved bits, `EPERM` for a breakpoint that is
+/// not at a guest's address, for general detect, and for I/O breakpoints without CR4.DE (#GP for MOV).
 pub(crate) fn write_debug(call: &mut Call<'_>, number: u64, value: u64) -> Result<(), Errno> {
     const DR6_ONES: u64 = 0xffff_0ff0;
     const DR6_ZEROS: u64 = 1 << 12;
@@ -125,7 +119,7 @@ pub(crate) fn write_debug(call: &mut Call<'_>, number: u64, value: u64) -> Resul
     const GENERAL_DETECT: u64 = 1 << 13;
     let index = debug_index(call, number)?;
     let value = match index {
-        0..=3 if (XEN_START..XEN_END).contains(&value) => return Err(Errno::Eperm),
+        0..=3 if !is_guest_address(GuestVirt(value)) => return Err(Errno::Eperm),
         0..=3 => value,
         _ if value >> 32 != 0 => return Err(Errno::Einval),
         6 => (value | DR6_ONES) & !DR6_ZEROS,

@@ -1,5 +1,6 @@
 //! Hypercalls that concern vCPUs, time and the hypervisor itself, as a guest makes them.
 
+mod advisories;
 mod iret;
 mod multicall;
 mod sched;

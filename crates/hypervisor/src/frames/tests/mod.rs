@@ -1,6 +1,7 @@
 //! Tests of frames and of the hypercalls about them, made as a guest would.
 
 mod adoption;
+mod advisories;
 mod faults;
 mod hostile;
 mod memory;

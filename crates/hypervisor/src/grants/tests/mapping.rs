@@ -23,11 +23,11 @@ impl Guest {
         guest
     }
 
-    fn map(&mut self, host_addr: u64, flags: u32) -> (GrantStatus, MapGrantRef) {
+    pub(super) fn map(&mut self, host_addr: u64, flags: u32) -> (GrantStatus, MapGrantRef) {
         self.map_of(OWN, REF, host_addr, flags)
     }
 
-    fn map_of(
+    pub(super) fn map_of(
         &mut self,
         domain: DomId,
         reference: GrantRef,
@@ -42,7 +42,7 @@ impl Guest {
         (GrantStatus::from_number(request.status).unwrap(), request)
     }
 
-    fn unmap(&mut self, host_addr: u64, dev_bus_addr: u64, handle: u32) -> GrantStatus {
+    pub(super) fn unmap(&mut self, host_addr: u64, dev_bus_addr: u64, handle: u32) -> GrantStatus {
         let mut request = UnmapGrantRef::new_zeroed();
         (request.host_addr, request.dev_bus_addr, request.handle) = (host_addr, dev_bus_addr, handle);
         assert_eq!(self.grant_op(GrantTableOp::UnmapGrantRef, &mut request), Ok(0));
