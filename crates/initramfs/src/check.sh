@@ -70,6 +70,25 @@ echo "check: slept for $slept hundredths of a second"
 echo "check: memory $(grep MemTotal /proc/meminfo)"
 echo "check: date $(date +%s)"
 
+# The balloon: the kernel gives a part of its memory back, and takes as much again.
+balloon=/sys/devices/system/xen_memory/xen_memory0
+# balloon_to KIB: sets the target, waits until it is reached, and says where the balloon is.
+balloon_to() {
+    echo "$1" > $balloon/target_kb
+    tries=0
+    while [ "$(cat $balloon/info/current_kb)" != "$1" ] && [ "$tries" -lt 300 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    cat $balloon/info/current_kb
+}
+full=$(cat $balloon/info/current_kb 2>&1)
+less=$((full - 32768))
+before=$(sha256sum < /tmp/data)
+result balloon-gives-memory-back "$less" "$(balloon_to "$less")"
+result balloon-takes-it-again "$full" "$(balloon_to "$full")"
+result data-outlives-the-balloon "$before" "$(sha256sum < /tmp/data)"
+
 # Whatever the kernel complained of until here.
 complaints=$(dmesg | grep -E 'WARNING|BUG|Oops|Call Trace|cut here|panic -|soft lockup|rcu.*stall|unchecked MSR|\(XEN\)')
 result kernel-log-has-no-complaints "" "$complaints"

@@ -20,8 +20,11 @@ use crate::{
     exits,
 };
 
+/// Descriptors in a page.
+const ENTRIES_PER_PAGE: u16 = 512;
+
 /// Answers an engine that needs a page of the LDT: it runs again with the page, or the guest gets the page fault that
-/// reading a descriptor from it would have raised.
+/// reading a descriptor from it would have raised, or #GP where the table reaches beyond the addresses that exist.
 ///
 /// # Errors
 ///
@@ -30,8 +33,14 @@ pub(crate) fn ldt_page(call: &mut Call<'_>, index: u8) -> Result<Verdict, CrashC
     if bring_in_ldt_page(call, index).is_ok() {
         return Ok(Verdict::Run);
     }
-    let address = page_address(call, index).0;
-    exits::inject_page_fault(call, PageFault { address, code: FaultCode(0) })
+    let address = page_address(call, index);
+    if !address.is_canonical() {
+        // The CPU would not even look there: the fault names the first selector of the page.
+        const LOCAL_TABLE: u32 = 1 << 2;
+        let offset = u32::from(index) * u32::from(ENTRIES_PER_PAGE) * 8;
+        return exits::general_protection(call, offset | LOCAL_TABLE);
+    }
+    exits::inject_page_fault(call, PageFault { address: address.0, code: FaultCode(0) })
 }
 
 /// Makes page `index` of the LDT usable.
@@ -40,7 +49,6 @@ pub(crate) fn ldt_page(call: &mut Call<'_>, index: u8) -> Result<Verdict, CrashC
 ///
 /// `EFAULT` if the guest has not mapped it, `EINVAL` if it cannot hold descriptors.
 pub(crate) fn bring_in_ldt_page(call: &mut Call<'_>, index: u8) -> Result<(), Errno> {
-    const ENTRIES_PER_PAGE: u16 = 512;
     if u16::from(index) * ENTRIES_PER_PAGE >= call.context.descriptors.ldt_entries {
         return Err(Errno::Efault);
     }

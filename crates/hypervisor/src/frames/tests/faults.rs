@@ -17,7 +17,7 @@ use crate::{
         ShadowWrite,
         entry::{PRESENT, USER, WRITABLE},
         level::Use,
-        test_guest::{GUEST_KERNEL, L1_PFN, L2_PFN, LEAF, READ_ONLY, SPARE_PFN, TestGuest},
+        test_guest::{GUEST_KERNEL, L1_PFN, L2_PFN, LEAF, READ_ONLY, SPARE_PFN, STACK_PFN, TestGuest},
     },
     vcpu::vcpu_info,
 };
@@ -299,4 +299,19 @@ fn a_page_of_the_ldt_that_cannot_be_used_is_a_page_fault() {
         assert_eq!(cr2(&guest), guest.va(DATA) + u64::from(index) * 4096);
         assert_eq!(guest.context.descriptors.ldt[usize::from(index)], None);
     }
+}
+
+#[test]
+fn a_table_that_reaches_beyond_the_lower_half_is_a_protection_fault_there() {
+    let mut guest = guest();
+    let handler = 0x40_1000;
+    guest.domain.vcpus[0].traps[usize::from(vector::GENERAL_PROTECTION)].handler.address = GuestVirt(handler);
+    let request = guest.argument(&[13, 0x7fff_ffff_f000, 1024]);
+    assert_eq!(guest.hypercall(Hypercall::MmuextOp, &[request, 1, 0, 0x7ff0]), 0);
+    assert!(matches!(need_ldt(&mut guest, 1), Verdict::Run));
+    assert_eq!(guest.context.rip, handler);
+    let rsp = guest.context.gpr(Gpr::Rsp);
+    let code =
+        guest.domain.memory.load_u64(guest.word(STACK_PFN, (rsp - guest.va(STACK_PFN)) / 8 + 2)).unwrap();
+    assert_eq!(code, 0x1004);
 }
