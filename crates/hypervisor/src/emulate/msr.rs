@@ -21,6 +21,8 @@ use paravane_x86::msr::{self, HYPERCALL_PAGE_MSR};
 
 use crate::{domain::Call, frames};
 
+const P5_MC_ADDR: u32 = 0;
+const P5_MC_TYPE: u32 = 1;
 const PLATFORM_ID: u32 = 0x17;
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
@@ -35,9 +37,11 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 const MISC_FEATURES_ENABLES: u32 = 0x140;
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
+const MCG_CTL: u32 = 0x17b;
 const PERF_STATUS: u32 = 0x198;
 const PERF_CTL: u32 = 0x199;
 const THERM_CONTROL: u32 = 0x19a;
+const THERM_STATUS: u32 = 0x19c;
 const MISC_ENABLE: u32 = 0x1a0;
 const ENERGY_PERF_BIAS: u32 = 0x1b0;
 const PAT: u32 = 0x277;
@@ -52,6 +56,8 @@ const TSC_AUX: u32 = 0xc000_0103;
 
 /// Machine-check banks a guest sees, each of four registers from `MC0_CTL` on.
 const MCE_BANKS: u32 = 2;
+/// Banks that the numbers have room for. Those that a guest does not have read as zero and take any value.
+const MCE_NUMBERS: u32 = 32;
 /// SCE, LME, LMA, NX.
 const EFER_VALUE: u64 = 0xd01;
 /// Fast strings; no branch trace storage, no PEBS, no xTPR.
@@ -103,7 +109,8 @@ pub(super) fn read(call: &Call<'_>, number: u32) -> Option<u64> {
         // The revision is in the upper half; any will do.
         MICROCODE_REVISION => 1 << 32,
         MCG_CAP => u64::from(MCE_BANKS),
-        PLATFORM_ID | PERF_CAPABILITIES | PERF_STATUS | PERF_CTL | MCG_STATUS | HYPERCALL_PAGE_MSR => 0,
+        PLATFORM_ID | PERF_CAPABILITIES | PERF_STATUS | PERF_CTL | THERM_STATUS | HYPERCALL_PAGE_MSR => 0,
+        P5_MC_ADDR | P5_MC_TYPE | MCG_STATUS | MCG_CTL => 0,
         _ if is_machine_check_control(number) => u64::MAX,
         _ if is_machine_check(number) => 0,
         _ => return None,
@@ -127,14 +134,18 @@ pub(super) fn write(call: &mut Call<'_>, number: u32, value: u64) -> bool {
         MISC_FEATURES_ENABLES if value & !1 == 0 => call.vcpu_mut().cpuid_faulting = value == 1,
         HYPERCALL_PAGE_MSR => return install_hypercall_page(call, value),
         // Nothing in the register can change; the guest is told nothing.
-        MISC_ENABLE | MPERF | APERF | THERM_CONTROL | ENERGY_PERF_BIAS | MICROCODE_REVISION | MCG_STATUS => {}
+        MISC_ENABLE | MPERF | APERF | THERM_CONTROL | ENERGY_PERF_BIAS | PERF_CTL => {}
+        MCG_CAP | MCG_STATUS | MCG_CTL => {}
+        // Written before it is read, by the manual's own advice.
+        MICROCODE_REVISION => return value == 0,
         _ => return is_machine_check(number),
     }
     true
 }
 
 fn is_machine_check(number: u32) -> bool {
-    (MC0_CTL..MC0_CTL + 4 * MCE_BANKS).contains(&number) || (MC0_CTL2..MC0_CTL2 + MCE_BANKS).contains(&number)
+    (MC0_CTL..MC0_CTL + 4 * MCE_NUMBERS).contains(&number)
+        || (MC0_CTL2..MC0_CTL2 + MCE_NUMBERS).contains(&number)
 }
 
 fn is_machine_check_control(number: u32) -> bool {

@@ -324,11 +324,21 @@ fn registers_that_guests_probe_are_constants() {
         // What the machine check, power and performance say.
         (0x345, Some(0), false),
         (0x198, Some(0), false),
-        (0x179, Some(2), false),
+        (0x199, Some(0), true),
+        (0x19c, Some(0), false),
+        (0x179, Some(2), true),
         (0x17a, Some(0), true),
+        (0x17b, Some(0), true),
+        (0, Some(0), false),
         (0x400, Some(u64::MAX), true),
         (0x401, Some(0), true),
-        (0x408, None, false),
+        // Banks that are not there.
+        (0x408, Some(0), true),
+        (0x47f, Some(0), true),
+        (0x480, None, false),
+        (0x29f, Some(0), true),
+        (0x2a0, None, false),
+        (0x4d0, None, false),
         (0xe7, None, true),
         // Xen's own, counters of performance, nothing at all.
         (0x4000_0000, Some(0), true),
@@ -342,6 +352,8 @@ fn registers_that_guests_probe_are_constants() {
         assert_eq!(guest.wrmsr(number, same), writable, "{number:#x}");
     }
     assert!(!guest.wrmsr(0xc000_0080, 0x500), "EFER keeps its value");
+    assert!(guest.wrmsr(0x8b, 0), "the revision is asked for");
+    assert!(!guest.wrmsr(0x8b, 1));
 }
 
 #[test]
