@@ -306,7 +306,7 @@ fn a_table_that_reaches_beyond_the_lower_half_is_a_protection_fault_there() {
     let mut guest = guest();
     let handler = 0x40_1000;
     guest.domain.vcpus[0].traps[usize::from(vector::GENERAL_PROTECTION)].handler.address = GuestVirt(handler);
-    let request = guest.argument(&[13, 0x7fff_ffff_f000, 1024]);
+    let request = guest.argument(&[13_u64, 0x7fff_ffff_f000, 1024]);
     assert_eq!(guest.hypercall(Hypercall::MmuextOp, &[request, 1, 0, 0x7ff0]), 0);
     assert!(matches!(need_ldt(&mut guest, 1), Verdict::Run));
     assert_eq!(guest.context.rip, handler);
