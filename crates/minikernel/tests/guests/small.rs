@@ -6,6 +6,7 @@ use paravane_abi::hypercall::Hypercall;
 use paravane_minikernel::{Entry, Program, Setup, both_ways};
 
 const EPERM: i64 = -1;
+const EACCES: i64 = -13;
 const EFAULT: i64 = -14;
 const EBUSY: i64 = -16;
 const ENODEV: i64 = -19;
@@ -17,9 +18,10 @@ const XENS: u64 = 0xffff_8280_0000_0000;
 #[test]
 fn what_is_for_others_is_refused() {
     let refused = [
-        (Hypercall::PlatformOp, EPERM),
-        (Hypercall::Sysctl, EPERM),
-        (Hypercall::Domctl, EPERM),
+        // A request of version 0 is refused for that first.
+        (Hypercall::PlatformOp, EACCES),
+        (Hypercall::Sysctl, EACCES),
+        (Hypercall::Domctl, EACCES),
         (Hypercall::KexecOp, EPERM),
         (Hypercall::DmOp, EPERM),
         (Hypercall::Mca, EPERM),
