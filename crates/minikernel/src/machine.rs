@@ -97,7 +97,8 @@ impl Runner {
     fn new(kernel: &Kernel) -> Self {
         let frames = kernel.layout.machine.clone();
         let memory = Arc::new(frames.allocate().expect("memory for the guest"));
-        let options = Options { one_instruction_blocks: kernel.setup.one_instruction_blocks };
+        let options =
+            Options { one_instruction_blocks: kernel.setup.one_instruction_blocks, ..Options::default() };
         let mut engine = Translator::new(Arc::clone(&memory), options).expect("a host that can translate");
         let mut domain = new_domain(&frames, &memory, &engine);
         let console_port = domain.offer_port(CONTROL_DOMAIN).expect("a free port");
