@@ -37,7 +37,7 @@ impl Measurement {
     /// Measures a bench.
     pub fn take(bench: &Bench) -> Self {
         let check = (bench.run)(1);
-        let (mut count, mut best) = (1, time(bench, 1));
+        let (mut count, mut best) = (bench.least, time(bench, bench.least));
         while best < LONG_ENOUGH {
             count *= 2;
             best = time(bench, count);

@@ -1,10 +1,11 @@
 //! What a program asks of its kernel. Each function returns how many answers were as expected.
 
 use std::{
-    env, hint, io,
-    io::{Read, Write},
+    env, hint,
+    io::{self, PipeReader, PipeWriter, Read, Write},
     os::unix::process::parent_id,
     process::Command,
+    sync::LazyLock,
 };
 
 use crate::raw::{Child, FreshMemory};
@@ -51,26 +52,41 @@ pub(crate) fn pipe_round_trips(count: u64) -> u64 {
 }
 
 fn round_trips(count: u64) -> io::Result<u64> {
-    let (mut question_in, mut question_out) = io::pipe()?;
-    let (mut answer_in, mut answer_out) = io::pipe()?;
-    let child = Child::fork(|| {
-        let mut byte = [0];
-        for _ in 0..count {
-            if question_in.read_exact(&mut byte).and_then(|()| answer_out.write_all(&[!byte[0]])).is_err() {
-                break;
-            }
-        }
-    })?;
+    // Started once, for a process takes longer than many round trips.
+    static ECHO: LazyLock<io::Result<Echo>> = LazyLock::new(Echo::start);
+    let Ok(Echo { questions, answers }) = &*ECHO else { return Ok(0) };
+    let (mut questions, mut answers) = (questions, answers);
     let mut right = 0;
     for number in 0..count {
         let question = number.to_le_bytes()[0];
-        question_out.write_all(&[question])?;
+        questions.write_all(&[question])?;
         let mut answer = [0];
-        answer_in.read_exact(&mut answer)?;
+        answers.read_exact(&mut answer)?;
         right += u64::from(answer[0] == !question);
     }
-    child.wait()?;
     Ok(right)
+}
+
+/// A process that answers each byte with its complement, until this process ends.
+struct Echo {
+    questions: PipeWriter,
+    answers: PipeReader,
+}
+
+impl Echo {
+    fn start() -> io::Result<Self> {
+        let (mut question_in, questions) = io::pipe()?;
+        let (answers, mut answer_out) = io::pipe()?;
+        let mut ours = Some(Self { questions, answers });
+        Child::fork(|| {
+            // Or it would keep its own input open.
+            drop(ours.take());
+            let mut byte = [0];
+            while question_in.read_exact(&mut byte).and_then(|()| answer_out.write_all(&[!byte[0]])).is_ok() {
+            }
+        })?;
+        ours.ok_or_else(|| io::Error::other("the child keeps its own copy"))
+    }
 }
 
 /// A shell that starts an applet of busybox again and again. The path keeps it from running the applet itself.

@@ -114,6 +114,18 @@ impl<'a> Image<'a> {
         &self.bytes[..len.min(self.bytes.len())]
     }
 
+    /// As [`Self::elf_bytes`], giving up the image.
+    pub fn into_elf(self) -> Cow<'a, [u8]> {
+        let len = self.elf_bytes().len();
+        match self.bytes {
+            Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[..len]),
+            Cow::Owned(mut bytes) => {
+                bytes.truncate(len);
+                Cow::Owned(bytes)
+            }
+        }
+    }
+
     /// The bytes of a segment of this image; the rest of its memory is zero.
     pub fn segment_bytes(&self, segment: &Segment) -> &[u8] {
         let range = segment.file_range();

@@ -43,10 +43,20 @@ fn cloud() -> PathBuf {
     kernel("linux-image-cloud-amd64", "boot/vmlinuz-")
 }
 
+/// A folder of these tests.
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
 /// Runs `paravane run` with these arguments to its end.
 fn paravane(arguments: &[&str]) -> Output {
+    paravane_with_cache(&folder("cache"), arguments)
+}
+
+/// ... with a cache in this folder.
+fn paravane_with_cache(cache: &Path, arguments: &[&str]) -> Output {
     let mut program = Command::new(env!("CARGO_BIN_EXE_paravane"));
-    program.arg("run").args(arguments).stdin(Stdio::null());
+    program.arg("run").args(arguments).stdin(Stdio::null()).env("XDG_CACHE_HOME", cache);
     program.output().expect("the program starts")
 }
 
@@ -193,6 +203,52 @@ fn the_least_memory_that_a_refusal_names_is_enough_to_start_with() {
     let (enough, too_little) = (format!("{least}K"), format!("{}K", least - 4));
     boot(&stock(), Action::Check, &["-m", &enough, "--dry-run"]).expect(0, "", "entry");
     boot(&stock(), Action::Check, &["-m", &too_little, "--dry-run"]).expect(2, "needs", "");
+}
+
+/// The files of a cache.
+fn cached(cache: &Path) -> Vec<PathBuf> {
+    let Ok(files) = fs::read_dir(cache.join("paravane")) else { return Vec::new() };
+    files.map(|file| file.expect("it can be listed").path()).collect()
+}
+
+#[test]
+fn a_kernel_is_kept_unpacked_unless_told_otherwise() {
+    let cache = folder("kept-kernel");
+    drop(fs::remove_dir_all(&cache));
+    let kernel = cloud();
+    let arguments = [kernel.to_str().unwrap(), "-m", "192M", "--dry-run"];
+    let first = paravane_with_cache(&cache, &[&arguments[..], &["--no-cache"]].concat());
+    assert_eq!(first.status.code(), Some(0));
+    assert_eq!(cached(&cache).len(), 0);
+
+    for _ in 0..2 {
+        let next = paravane_with_cache(&cache, &arguments);
+        assert_eq!(next.stdout, first.stdout, "{}", String::from_utf8_lossy(&next.stderr));
+        assert_eq!(cached(&cache).len(), 1);
+    }
+}
+
+#[test]
+fn a_kept_kernel_boots_and_a_damaged_one_is_unpacked_again() {
+    let cache = folder("damaged-kernel");
+    drop(fs::remove_dir_all(&cache));
+    let (kernel, initrd) = (cloud(), INITRD.to_str().unwrap());
+    let boot = [kernel.to_str().unwrap(), "-i", initrd, "-m", "192M", "-p", "action=poweroff"];
+    let boot = [&boot[..], &["--timeout", HANGS]].concat();
+    for damage in [false, false, true] {
+        if damage {
+            let entry = &cached(&cache)[0];
+            let mut bytes = fs::read(entry).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(entry, bytes).unwrap();
+        }
+        let output = paravane_with_cache(&cache, &boot);
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{console}");
+        assert!(console.contains("reboot: System halted"), "{console}");
+        assert_eq!(cached(&cache).len(), 1);
+    }
 }
 
 #[test]

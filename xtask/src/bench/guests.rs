@@ -141,6 +141,20 @@ impl Guests {
         command
     }
 
+    /// Has Paravane see the next kernel for the first time.
+    pub(super) fn forget(&self) -> anyhow::Result<()> {
+        let cache = self.cache();
+        if cache.exists() {
+            fs::remove_dir_all(&cache).with_context(|| format!("could not remove {}", cache.display()))?;
+        }
+        Ok(())
+    }
+
+    /// A folder of caches that is not the user's.
+    fn cache(&self) -> PathBuf {
+        self.folder.join("cache")
+    }
+
     fn kernel_for(&self, form: Form) -> &Path {
         match form {
             Form::Usual => &self.kernel,
@@ -150,6 +164,7 @@ impl Guests {
 
     fn run(&self, initrd: &Path, parameters: &str) -> Command {
         let mut command = Command::new(&self.paravane);
+        command.env("XDG_CACHE_HOME", self.cache());
         command.arg("run").arg(&self.kernel).arg("-i").arg(initrd).args(["-m", super::MEMORY, "-q"]);
         command.arg("-p").arg(format!("quiet {parameters}"));
         command

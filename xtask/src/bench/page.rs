@@ -86,6 +86,12 @@ fn rows() -> Vec<(String, What, Unit)> {
     let mut rows = vec![
         ("boot to power-off, CPU".to_owned(), What::BootCpu, Unit::Seconds),
         ("boot to power-off, wall clock".to_owned(), What::BootWall, Unit::Seconds),
+        ("start to first instruction, new kernel, CPU".to_owned(), What::FirstStartCpu, Unit::Seconds),
+        (
+            "start to first instruction, new kernel, wall clock".to_owned(),
+            What::FirstStartWall,
+            Unit::Seconds,
+        ),
         ("start to first instruction, CPU".to_owned(), What::StartCpu, Unit::Seconds),
         ("start to first instruction, wall clock".to_owned(), What::StartWall, Unit::Seconds),
     ];
@@ -133,6 +139,8 @@ fn shown(goal: Goal, value: f64) -> String {
             | What::Bench(_)
             | What::Hypercall
             | What::Instruction
+            | What::FirstStartCpu
+            | What::FirstStartWall
             | What::StartCpu
             | What::StartWall,
             _,

@@ -43,7 +43,11 @@ pub(super) enum What {
     Hypercall,
     /// Translating one guest instruction.
     Instruction,
-    /// CPU time until the guest's first instruction.
+    /// CPU time until the first instruction of a kernel that was never seen before.
+    FirstStartCpu,
+    /// The same on the wall clock.
+    FirstStartWall,
+    /// CPU time until the first instruction of a kernel that was seen before.
     StartCpu,
     /// The same on the wall clock.
     StartWall,
@@ -146,10 +150,15 @@ fn inside(record: &mut Record, system: System, command: &mut Command) -> anyhow:
 
 /// Until the first instruction of the stock kernel.
 fn start(record: &mut Record, guests: &Guests) -> anyhow::Result<()> {
-    let finished = child::run(&mut guests.start())?;
-    tell("start", &finished);
-    record.add(What::StartCpu, System::Paravane, finished.cpu.as_secs_f64());
-    record.add(What::StartWall, System::Paravane, finished.wall.as_secs_f64());
+    guests.forget()?;
+    let first = child::run(&mut guests.start())?;
+    tell("start, first time", &first);
+    record.add(What::FirstStartCpu, System::Paravane, first.cpu.as_secs_f64());
+    record.add(What::FirstStartWall, System::Paravane, first.wall.as_secs_f64());
+    let next = child::run(&mut guests.start())?;
+    tell("start, next time", &next);
+    record.add(What::StartCpu, System::Paravane, next.cpu.as_secs_f64());
+    record.add(What::StartWall, System::Paravane, next.wall.as_secs_f64());
     Ok(())
 }
 

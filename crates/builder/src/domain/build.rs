@@ -166,6 +166,9 @@ fn place(plan: &Plan, at: GuestVirt) -> Option<(Pfn, usize)> {
     (pfn < plan.mapped_end).then_some((pfn, at.offset()))
 }
 
+/// A page of zeros, to compare with.
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
 /// Copies `bytes` to the pseudo-physical pages from `first` on, starting `offset` bytes into it.
 fn copy(request: &BuildRequest<'_>, first: Pfn, offset: usize, bytes: &[u8]) -> Result<(), OutOfRange> {
     let mut rest = bytes;
@@ -173,7 +176,7 @@ fn copy(request: &BuildRequest<'_>, first: Pfn, offset: usize, bytes: &[u8]) -> 
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(rest.len().min(PAGE_BYTES - offset));
         // Zeros are there already; not writing them leaves the page unbacked on the host.
-        if piece.iter().any(|&byte| byte != 0) {
+        if *piece != ZEROS[..piece.len()] {
             request.memory.write(address(request, pfn, offset), piece)?;
         }
         (rest, pfn, offset) = (after, Pfn(pfn.0 + 1), 0);

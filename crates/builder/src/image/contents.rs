@@ -42,7 +42,7 @@ impl<'a> Contents<'a> {
 
     /// Decompresses `stream` and keeps everything.
     pub(super) fn unpack(stream: &Stream<'_>, limit: u64) -> Result<Self, DecompressError> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(stream.plausible_len(limit));
         stream.decode(limit, |piece| bytes.extend_from_slice(piece))?;
         Ok(Self::all(bytes))
     }

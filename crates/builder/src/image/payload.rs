@@ -172,7 +172,17 @@ pub fn decompress(format: Compression, bytes: &[u8], limit: u64) -> Result<Vec<u
     Ok(output)
 }
 
+/// How many times smaller than its contents a compressed kernel is at most, as far as memory is reserved for it.
+const PLAUSIBLE_RATIO: u64 = 16;
+
 impl Stream<'_> {
+    /// How much memory to reserve for the contents, so that they need not be moved while they grow: what the file
+    /// claims, within reason. What is reserved and not written costs the host nothing.
+    pub(crate) fn plausible_len(&self, limit: u64) -> usize {
+        let most = (self.bytes.len() as u64).saturating_mul(PLAUSIBLE_RATIO).min(limit);
+        usize::try_from(self.claimed_len.map_or(0, |len| u64::from(len).min(most))).unwrap_or(0)
+    }
+
     /// Hands the decompressed data to `sink` in pieces, the first of which is [`PIECE_BYTES`] long unless
     /// the data is shorter, and checks its total size.
     pub(crate) fn decode(&self, limit: u64, mut sink: impl FnMut(&[u8])) -> Result<u64, DecompressError> {

@@ -40,6 +40,9 @@ pub struct RunArgs {
     /// Build the domain and say what it is, without running it
     #[arg(long)]
     pub dry_run: bool,
+    /// Neither read nor keep the unpacked kernel in $XDG_CACHE_HOME/paravane or ~/.cache/paravane
+    #[arg(long)]
+    pub no_cache: bool,
     /// Print statistics at the end
     #[arg(long)]
     pub stats: bool,

@@ -7,7 +7,7 @@ use paravane_abi::units::PAGE_SIZE;
 use crate::{
     cli::{RunArgs, TraceKind},
     failure::Failure,
-    run::{self, RunConfig, TraceTo},
+    run::{self, RunConfig, TraceTo, kernel_cache::KernelCache},
 };
 
 /// Runs the guest and returns the exit code that says how it ended.
@@ -28,6 +28,7 @@ fn configuration(args: RunArgs) -> Result<RunConfig, Failure> {
     });
     Ok(RunConfig {
         kernel: args.kernel,
+        cache: if args.no_cache { None } else { KernelCache::of_user() },
         initrd: args.initrd,
         command_line: with_console(&args.parameters),
         pages: bytes / PAGE_SIZE,

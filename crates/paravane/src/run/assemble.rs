@@ -1,6 +1,6 @@
 //! Puts a guest together: image, memory, domain, devices, engine.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, thread::JoinHandle};
 
 use paravane_abi::{
     memory::E820Entry,
@@ -8,7 +8,7 @@ use paravane_abi::{
 };
 use paravane_builder::{
     domain::{BuildError, BuildRequest, BuiltDomain, PlanError, build},
-    image::{self, Image},
+    image::Image,
 };
 use paravane_devices::{
     console::Console,
@@ -23,6 +23,7 @@ use zerocopy::FromZeros;
 use super::{
     RunConfig,
     clock::Calibration,
+    kernel_file::KernelFile,
     machine::{Backends, Machine},
     toolstack::{self, GuestFacts},
 };
@@ -39,12 +40,14 @@ pub(super) struct Assembled {
     pub(super) engine: Translator,
     /// A few lines about it.
     pub(super) summary: String,
+    /// Puts the unpacked kernel into the cache.
+    pub(super) keeping: Option<JoinHandle<()>>,
 }
 
 /// Reads the files and builds everything.
 pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembled, Failure> {
-    let file = image::read_file(&config.kernel)?;
-    let image = Image::open(&file).map_err(|error| refused(config, &error))?;
+    let file = KernelFile::read(&config.kernel, config.cache.clone())?;
+    let image = Image::open(file.bytes()).map_err(|error| refused(config, &error))?;
     let kernel = image.pv_kernel().map_err(|error| refused(config, &error))?;
     let initrd = match &config.initrd {
         None => None,
@@ -85,7 +88,7 @@ pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembl
     }
     *engine.context_mut() = context;
     let machine = Machine::new(memory, domain, backends, config.trace.as_ref())?;
-    Ok(Assembled { machine, engine, summary })
+    Ok(Assembled { machine, engine, summary, keeping: file.keep(image) })
 }
 
 fn new_domain(

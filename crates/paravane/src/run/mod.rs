@@ -3,6 +3,7 @@
 //! ```text
 //!   mod.rs      from configuration to ending
 //!   assemble.rs image, memory, domain, devices
+//!   kernel_file.rs, kernel_cache.rs: the kernel, unpacked now or before
 //!   machine.rs  what the threads share: the domain, its backends, who waits
 //!   vcpu.rs     the loop of one virtual CPU
 //!   timer.rs    interrupts an engine when its time has come
@@ -18,6 +19,8 @@
 mod assemble;
 mod clock;
 mod input;
+pub mod kernel_cache;
+mod kernel_file;
 mod machine;
 pub mod report;
 pub mod symbols;
@@ -38,6 +41,7 @@ use std::{
 use crate::failure::Failure;
 
 use assemble::{Assembled, assemble};
+use kernel_cache::KernelCache;
 use machine::Machine;
 use symbols::Symbols;
 use terminal::RawMode;
@@ -47,6 +51,8 @@ use terminal::RawMode;
 pub struct RunConfig {
     /// The kernel file.
     pub kernel: PathBuf,
+    /// Where unpacked kernels are kept.
+    pub cache: Option<KernelCache>,
     /// The initial ramdisk.
     pub initrd: Option<PathBuf>,
     /// The kernel's command line.
@@ -132,7 +138,17 @@ impl Ending {
 pub fn run(config: &RunConfig) -> Result<Ending, Failure> {
     let clock = clock::Calibration::start();
     let symbols = load_symbols(config)?;
-    let assembled = assemble(config, clock)?;
+    let mut assembled = assemble(config, clock)?;
+    let keeping = assembled.keeping.take();
+    let ending = run_assembled(config, assembled, symbols);
+    if let Some(keeping) = keeping {
+        // It is done long before, unless the guest was not even started.
+        drop(keeping.join());
+    }
+    ending
+}
+
+fn run_assembled(config: &RunConfig, assembled: Assembled, symbols: Symbols) -> Result<Ending, Failure> {
     if config.dry_run {
         crate::output::write_raw(assembled.summary.as_bytes())?;
         return Ok(Ending::PoweredOff);
