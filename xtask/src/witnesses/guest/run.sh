@@ -81,7 +81,7 @@ ripgrep_threads() {
     rg -j8 --no-config -c '\bimport\b' $sources | sort | digest
 }
 
-fzf_go_threads() { rg --no-config --no-filename . text | fzf --filter 'def init self' | digest; }
+fzf_go_threads() { fzf --filter 'def init self' < text | digest; }
 
 busybox_32_bits() {
     old=$here/busybox32
