@@ -139,7 +139,9 @@ const WAYS: [(&str, Emit); 25] = [
     ("the result of a hypercall", |p| {
         // A multicall's entry laid over the function so that its result is: the value of DR0.
         let entry = function(p) - 8;
-        p.call_gives("DR0 is set", Hypercall::SetDebugreg, &[0, returns(NEW)], 0)?;
+        // `push 2; pop rax; ret`, which is an address that a breakpoint can have.
+        let code = u64::from_le_bytes([0x6a, 2, 0x58, 0xc3, 0, 0, 0, 0]);
+        p.call_gives("DR0 is set", Hypercall::SetDebugreg, &[0, code], 0)?;
         p.store(entry, Hypercall::GetDebugreg.number().into())?;
         p.call_gives("the entry is done", Hypercall::Multicall, &[entry, 1], 0)
     }),
