@@ -106,6 +106,7 @@ pub(crate) fn inject(
 ///
 /// The crash of a guest without a handler.
 pub(crate) fn general_protection(call: &mut Call<'_>, error_code: u32) -> Result<Verdict, CrashCause> {
+    fault_frame(call);
     inject(call, vector::GENERAL_PROTECTION, Some(error_code))
 }
 
@@ -121,13 +122,23 @@ pub(crate) fn inject_page_fault(call: &mut Call<'_>, fault: PageFault) -> Result
         GuestMode::Kernel => fault.code.0 & !FaultCode::USER,
         GuestMode::User => fault.code.0 | FaultCode::USER,
     };
+    fault_frame(call);
     inject(call, vector::PAGE_FAULT, Some(code))
+}
+
+/// Sets RF, as the CPU does in the frame of every fault: the instruction that runs again must not hit its breakpoint again.
+/// A debug exception has it right already, a trap has it clear.
+fn fault_frame(call: &mut Call<'_>) {
+    call.context.rflags |= rflags::RF;
 }
 
 fn exception(call: &mut Call<'_>, exception: Exception) -> Result<Verdict, CrashCause> {
     if exception.vector == vector::NO_DEVICE {
         // The guest need not clear TS itself.
         call.context.task_switched = false;
+    }
+    if exception.vector != vector::DEBUG {
+        fault_frame(call);
     }
     inject(call, exception.vector, exception.error_code)
 }

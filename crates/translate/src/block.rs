@@ -286,6 +286,18 @@ impl Translator {
         Ok((decoded, source))
     }
 
+    /// The instruction at an address, decoded only.
+    pub(crate) fn instruction_at(&mut self, rip: u64) -> Result<iced_x86::Instruction, Exit> {
+        let page = self.code_page(rip, self.env)?;
+        let mut source = self.source(rip, page)?;
+        let mut instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
+        if instruction.is_invalid() && source.len < MAX_LENGTH {
+            self.fetch_second(rip, &mut source)?;
+            instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
+        }
+        Ok(instruction)
+    }
+
     fn decoded(&mut self, instruction: iced_x86::Instruction, rules: Rules) -> Decoded {
         let class = classify(&instruction, &mut self.emitter.factory, rules);
         let effect = match class {

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use paravane_abi::units::{GuestVirt, Mfn, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{
-    Engine, Exception, Exit, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush,
-    VcpuContext, rflags, vector,
+    Engine, Exit, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush, VcpuContext,
+    rflags,
 };
 use paravane_memory::Memory;
 use paravane_memory::code::{CodeEvent, Cursor, Missed};
@@ -22,6 +22,7 @@ use thiserror::Error;
 use crate::arena::Cpu;
 use crate::asm::Buffer;
 use crate::block::Need;
+use crate::breakpoints;
 use crate::emit::{Bits, Emitter, emit_leave_stubs};
 use crate::features::Host;
 use crate::pages::{Env, Pages};
@@ -235,19 +236,17 @@ impl Translator {
             self.cpu.state_mut().context.rip = rip;
             self.catch_up();
             let trap = self.cpu.state().context.rflags & rflags::TF != 0;
-            self.set_env(single || trap);
+            self.set_env(single || trap || breakpoints::watched(&self.cpu.state().context));
             if self.cpu.is_kicked() && !single {
                 self.cpu.take_kick();
                 return Err(Exit::Interrupted);
             }
+            let watch = self.watch(rip)?;
             let body = self.block_at(rip, Need::Body)?.body;
             self.cpu.state_mut().resume = u64::from(body);
             rip = self.run_until_lookup()?;
             self.cpu.state_mut().context.rip = rip;
-            if trap {
-                self.cpu.state_mut().context.debug[6] |= 1 << 14;
-                return Err(Exit::Exception(Exception { vector: vector::DEBUG, error_code: None }));
-            }
+            self.completed(watch, trap)?;
             if single {
                 return Ok(());
             }
@@ -335,6 +334,10 @@ impl Translator {
             & (rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID | rflags::RF))
             | rflags::FIXED
             | rflags::IF;
+        // It outlives no instruction; who needs that exactly is watched instruction by instruction.
+        if !breakpoints::watched(context) {
+            context.rflags &= !rflags::RF;
+        }
         crate::fpu::sanitise(&mut context.fpu, allowed);
         let now = (context.cr4.0, context.xcr0);
         let roots = [Some(context.kernel_root), context.user_root];

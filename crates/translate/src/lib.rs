@@ -8,6 +8,7 @@
 //!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter, `reuse` which
 //!   accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
+//! * `breakpoints` watches what the debug registers name.
 //! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
 //!   `fpu` and
 //!   `elements` perform what is not worth emitting.
@@ -29,6 +30,7 @@ mod arena;
 mod asm;
 mod bits;
 mod block;
+mod breakpoints;
 mod classify;
 mod elements;
 mod emit;

@@ -85,6 +85,9 @@ fn frame_is_a_kernels(what: &str, trap: &Trap, layout: &Layout) {
     assert_eq!(trap.cs(), 0x1_0000_e030, "{what}");
     assert_eq!(trap.ss(), 0xe02b, "{what}");
     assert_eq!(trap.rflags() & 0x3200, 0, "IF is the mask's inverse, IOPL 0: {what}");
+    // RF is set in the frames of faults; INT n and debug traps leave it clear.
+    let fault = !matches!(trap.entry, Entry::Vector(1 | 3 | 0x80..));
+    assert_eq!(trap.rflags() & 0x1_0000 != 0, fault, "{what}: {trap:?}");
     let words = 7 + u64::from(trap.entry.has_error_code());
     assert_eq!(trap.frame_at, (trap.rsp() & !15) - words * 8, "{what}");
     assert!(layout.page(layout.plan.boot_stack.0) < trap.frame_at, "{what}");

@@ -1,6 +1,7 @@
 //! Guests, a file for each family of hypercalls or traps.
 #![forbid(unsafe_code)]
 
+mod breakpoints;
 mod descriptors;
 mod events;
 mod exceptions;
