@@ -12,6 +12,7 @@ mod demo;
 mod fetch;
 mod fuzz;
 mod generate;
+mod guests;
 mod licences;
 mod metadata;
 mod repo;
@@ -43,6 +44,8 @@ enum Command {
     Bench(bench::Args),
     /// Fetch Debian packages with real PV guests into target/debian, without root
     Fetch(fetch::Args),
+    /// Fetch and run every 64-bit PV guest that can be had, and print a table
+    Guests(guests::Args),
     /// Fuzz one target, or list the targets
     Fuzz(fuzz::Args),
     /// Run real programs in a guest and on the host, and compare what they print
@@ -72,6 +75,7 @@ fn run(repo: &Repo, command: Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(repo, &args),
         Command::Bench(args) => bench::run(repo, &args),
         Command::Fetch(args) => fetch::run(repo, &args),
+        Command::Guests(args) => guests::run(repo, &args),
         Command::Fuzz(args) => fuzz::run(repo, &args),
         Command::Witnesses(args) => witnesses::run(repo, &args),
         Command::Tidy => tidy::run(repo),

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 
 use crate::repo::Repo;
-use crate::{command, fetch, fuzz, generate, licences, tidy, witnesses};
+use crate::{command, fetch, fuzz, generate, guests, licences, tidy, witnesses};
 
 /// Which steps to run.
 #[derive(Debug, clap::Args)]
@@ -26,7 +26,7 @@ struct Step {
     run: fn(&Repo) -> anyhow::Result<()>,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step { name: "format", checks: "the code is formatted", run: format },
     Step { name: "tidy", checks: "the style rules hold", run: tidy::run },
     Step { name: "generated", checks: "generated pages say what the tables say", run: generate::check },
@@ -35,6 +35,7 @@ const STEPS: [Step; 11] = [
     Step { name: "docs", checks: "the documentation builds without a warning", run: docs },
     Step { name: "fetch", checks: "real guests are there to be tested", run: fetch::all_guests },
     Step { name: "tests", checks: "all tests and the examples in the documentation pass", run: tests },
+    Step { name: "guests", checks: "real guests of each kind run and are content", run: guests::always },
     Step {
         name: "witnesses",
         checks: "real programs print in a guest what they print here",

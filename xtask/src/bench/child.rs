@@ -38,7 +38,7 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<Finished> {
 }
 
 /// The CPU time of all children that were waited for. Nobody else in this process starts one meanwhile.
-fn cpu_of_children() -> anyhow::Result<Duration> {
+pub(crate) fn cpu_of_children() -> anyhow::Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("the CPU time of children is not told")?;
     Ok(duration(usage.user_time()) + duration(usage.system_time()))
 }

@@ -11,7 +11,6 @@ use paravane_initramfs::{Action, build};
 
 use super::kernel;
 use super::qemu::{Form, Qemu};
-use crate::demo::kernel_in;
 use crate::metadata::{Metadata, PLATFORM};
 use crate::repo::Repo;
 use crate::{command, fetch};
@@ -72,7 +71,7 @@ impl Guests {
     /// Fetches, builds and writes everything; `program` is a Paravane that is there already.
     pub(super) fn prepare(repo: &Repo, program: Option<&Path>) -> anyhow::Result<Self> {
         println!("== Kernel, busybox and QEMU");
-        let kernel = kernel_in(&fetch::package(repo, &fetch::STOCK_KERNEL.parse()?)?)?;
+        let kernel = fetch::kernel_in(&fetch::package(repo, &fetch::STOCK_KERNEL.parse()?)?)?;
         let busybox = fetch::package(repo, &fetch::BUSYBOX.parse()?)?.join("bin/busybox");
         let qemu = Qemu::find(repo);
 

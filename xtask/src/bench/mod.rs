@@ -15,7 +15,7 @@
 //!   page.rs     the table, and docs/performance.md
 //! ```
 
-mod child;
+pub(crate) mod child;
 mod guests;
 mod kernel;
 mod page;

@@ -7,12 +7,12 @@ mod tour;
 
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::Context as _;
 use paravane_initramfs::{Action, Report};
 
+use crate::guests::linux;
 use crate::metadata::Metadata;
 use crate::repo::Repo;
 use crate::{command, fetch};
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 /// Fetches kernel and busybox, builds the program and the initial ramdisk, and boots.
 pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
     println!("== A stock Debian kernel, and busybox");
-    let kernel = kernel_in(&fetch::package(repo, &fetch::STOCK_KERNEL.parse()?)?)?;
+    let kernel = fetch::kernel_in(&fetch::package(repo, &fetch::STOCK_KERNEL.parse()?)?)?;
     let busybox = fetch::package(repo, &fetch::BUSYBOX.parse()?)?.join("bin/busybox");
 
     println!("\n== The program");
@@ -83,57 +83,5 @@ fn checked(boot: &mut Command) -> anyhow::Result<Report> {
         console.push('\n');
     }
     let status = guest.wait()?;
-    judge(&console, status.code())
-}
-
-fn judge(console: &str, status: Option<i32>) -> anyhow::Result<Report> {
-    let report = Report::parse(console)?;
-    if !report.failed.is_empty() {
-        bail!("{} checks failed in the guest:\n  {}", report.failed.len(), report.failed.join("\n  "));
-    }
-    ensure!(!report.passed.is_empty(), "the guest checked nothing");
-    ensure!(status == Some(0), "the guest powered off, and the program ended with {status:?} instead of 0");
-    Ok(report)
-}
-
-/// The kernel image of an unpacked kernel package.
-pub(crate) fn kernel_in(folder: &Path) -> anyhow::Result<PathBuf> {
-    let boot = folder.join("boot");
-    let files = fs::read_dir(&boot).with_context(|| format!("could not list {}", boot.display()))?;
-    let mut kernels = Vec::new();
-    for file in files {
-        let file = file?;
-        if file.file_name().to_string_lossy().starts_with("vmlinuz-") {
-            kernels.push(file.path());
-        }
-    }
-    let [kernel] = kernels.as_slice() else {
-        bail!("{} should hold one vmlinuz, and holds {}", boot.display(), kernels.len());
-    };
-    Ok(kernel.clone())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_is_good_only_if_it_checked_passed_and_powered_off() {
-        let good = "check: pass one\ncheck: done, 1 passed, 0 failed\n";
-        assert_eq!(judge(good, Some(0)).unwrap().passed, ["one"]);
-        for (console, status, error) in [
-            (good, Some(255), "instead of 0"),
-            (good, None, "instead of 0"),
-            (
-                "check: FAIL one: expected 1, found 2\ncheck: done, 0 passed, 1 failed\n",
-                Some(0),
-                "expected 1",
-            ),
-            ("check: done, 0 passed, 0 failed\n", Some(0), "nothing"),
-            ("check: pass one\n", Some(0), "stopped before"),
-        ] {
-            let found = judge(console, status).unwrap_err().to_string();
-            assert!(found.contains(error), "{found}");
-        }
-    }
+    linux::judge(&console, status.code())
 }

@@ -19,6 +19,9 @@ pub(crate) const BUSYBOX: &str = "busybox-static";
 /// The emulator that the bench compares with.
 pub(crate) const QEMU: &str = "qemu-system-x86";
 
+/// GRUB's modules for PV-GRUB, and the tools that make images of them.
+pub(crate) const GRUB_TOOLS: [&str; 2] = ["grub-xen-bin", "grub-common"];
+
 /// Every guest that `cargo xtask fetch` brings when it is not told what to fetch.
 pub(crate) const GUESTS: [Guest; 8] = [
     Guest { request: STOCK_KERNEL, why: "Linux 6.1, xz payload, raw SYSCALL instead of the hypercall page" },

@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 
 use crate::command;
 use crate::repo::Repo;
@@ -23,7 +23,7 @@ use crate::repo::Repo;
 use apt::Apt;
 use control::Stanza;
 use guests::GUESTS;
-pub(crate) use guests::{BUSYBOX, CLOUD_KERNEL, QEMU, STOCK_KERNEL};
+pub(crate) use guests::{BUSYBOX, CLOUD_KERNEL, GRUB_TOOLS, QEMU, STOCK_KERNEL};
 pub(crate) use request::Request;
 pub(crate) use tree::tree;
 
@@ -133,20 +133,60 @@ fn resolve(package: &str, show: impl Fn(&str) -> anyhow::Result<Stanza>) -> anyh
     }
 }
 
-/// The kernel image that a kernel image package depends on, which makes it a meta package.
+/// The package that a kernel image package depends on for the image, which makes it a meta package.
+///
+/// Up to Linux 6 that is another image package, which holds all files. Since Linux 7 that one is empty, and the image
+/// alone is in a package of its own.
 fn kernel_behind(stanza: &Stanza) -> Option<String> {
-    let is_kernel = |name: &str| name.starts_with("linux-image-");
-    if !is_kernel(stanza.get("package")?) {
+    let is_image = |name: &str| name.starts_with("linux-image-");
+    if !is_image(stanza.get("package")?) {
         return None;
     }
     let names = stanza.get("depends")?.split(',').filter_map(|clause| clause.split_whitespace().next());
-    names.map(str::to_owned).find(|name| is_kernel(name))
+    names.map(str::to_owned).find(|name| is_image(name) || name.starts_with("linux-binary-"))
+}
+
+/// The kernel image of an unpacked kernel package: `boot/vmlinuz-RELEASE`, or `usr/lib/modules/RELEASE/vmlinuz`.
+pub(crate) fn kernel_in(folder: &Path) -> anyhow::Result<PathBuf> {
+    let mut kernels: Vec<PathBuf> = listing(&folder.join("boot"))?;
+    kernels
+        .retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")));
+    let modules = listing(&folder.join("usr/lib/modules"))?;
+    kernels.extend(modules.into_iter().map(|release| release.join("vmlinuz")).filter(|file| file.is_file()));
+    let [kernel] = kernels.as_slice() else {
+        bail!("{} should hold one vmlinuz, and holds {}", folder.display(), kernels.len());
+    };
+    Ok(kernel.clone())
+}
+
+/// What is in a folder; nothing if it is not there.
+fn listing(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let files = fs::read_dir(folder).with_context(|| format!("could not list {}", folder.display()))?;
+    Ok(files.map(|file| Ok(file?.path())).collect::<std::io::Result<_>>()?)
+}
+
+/// Which package and version an unpacked package is.
+pub(crate) fn version_in(folder: &Path) -> anyhow::Result<String> {
+    let receipt = fs::read_to_string(folder.join(RECEIPT))?;
+    let words: Vec<&str> = receipt.split_whitespace().take(2).collect();
+    Ok(words.join(" "))
+}
+
+/// A program of a tree of packages with all that they need: the C library's loader there starts it.
+pub(crate) fn program_in(folder: &Path, program: &str) -> Command {
+    let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|path| folder.join(path));
+    let mut command = Command::new(libraries[0].join("ld-linux-x86-64.so.2"));
+    let paths = libraries.map(|path| path.display().to_string());
+    command.arg("--library-path").arg(paths.join(":")).arg(folder.join(program));
+    command
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::bail;
 
     fn archive(name: &str) -> anyhow::Result<Stanza> {
         let depends = match name {
@@ -155,6 +195,10 @@ mod tests {
                 "kmod, linux-base (>= 4.3~), initramfs-tools | linux-initramfs-tool"
             }
             "grub-xen-host" => "grub-common (= 2.06), linux-image-amd64",
+            "linux-image-7.2-amd64" => {
+                "dracut | initramfs-tools, linux-base-7.2-amd64, linux-binary-7.2-amd64 (= 7.2.1)"
+            }
+            "linux-binary-7.2-amd64" => "linux-base-7.2-amd64 (= 7.2.1)",
             "linux-image-a" => "linux-image-b",
             "linux-image-b" => "kmod, linux-image-a",
             _ => bail!("unknown {name}"),
@@ -168,6 +212,7 @@ mod tests {
         for (asked, found) in [
             ("linux-image-amd64", "linux-image-6.1.0-50-amd64"),
             ("linux-image-6.1.0-50-amd64", "linux-image-6.1.0-50-amd64"),
+            ("linux-image-7.2-amd64", "linux-binary-7.2-amd64"),
             ("grub-xen-host", "grub-xen-host"),
         ] {
             assert_eq!(resolve(asked, archive).unwrap().get("package"), Some(found), "{asked}");
@@ -179,6 +224,31 @@ mod tests {
         let error = resolve("linux-image-a", archive).unwrap_err().to_string();
 
         assert!(error.contains("linux-image-a, linux-image-b"), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_is_found_where_either_kind_of_package_puts_it() {
+        let root = std::env::temp_dir().join(format!("paravane-kernels-{}", std::process::id()));
+        let put = |path: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        };
+        for other in ["old/boot/config-6.1", "old/usr/lib/modules/6.1/modules.order", "none/usr/share/doc/x"]
+        {
+            put(other);
+        }
+        for kernel in ["old/boot/vmlinuz-6.1", "new/usr/lib/modules/7.2/vmlinuz"] {
+            put(kernel);
+            let package = root.join(&kernel[..3]);
+            assert_eq!(kernel_in(&package).unwrap(), root.join(kernel));
+        }
+        put("old/boot/vmlinuz-6.2");
+        for (package, count) in [("old", "holds 2"), ("none", "holds 0"), ("not-there", "holds 0")] {
+            let error = kernel_in(&root.join(package)).unwrap_err().to_string();
+            assert!(error.contains(count), "{error}");
+        }
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

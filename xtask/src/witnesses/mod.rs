@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 
-use crate::demo::kernel_in;
 use crate::metadata::Metadata;
 use crate::repo::Repo;
 use crate::{command, fetch};
@@ -92,7 +91,7 @@ fn hear(
         Kernel::Stock => fetch::STOCK_KERNEL,
         Kernel::Cloud => fetch::CLOUD_KERNEL,
     };
-    let kernel = kernel_in(&fetch::package(repo, &request.parse()?)?)?;
+    let kernel = fetch::kernel_in(&fetch::package(repo, &request.parse()?)?)?;
     let root = tree::make(repo)?;
     let initrd = Metadata::of(repo, "Cargo.toml")?.target_directory.join("witnesses.cpio");
     tree::archive(&root, &initrd)?;
