@@ -50,10 +50,7 @@ enum Side {
 
 /// The best of three runs, in milliseconds.
 fn best(machine: &mut Machine, code: &[u8], side: Side) -> f64 {
-    let mut area = [0; 4096];
-    area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
-    area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
-    let mut cpu = Cpu { area, gprs: [0; 16], flags: 0x202, rip: CODE };
+    let mut cpu = Cpu::plain(CODE);
     cpu.gprs[4] = STACK_TOP;
     cpu.gprs[3] = DATA;
     let data = vec![1; 32768];

@@ -1,7 +1,5 @@
 //! Memory accesses that translated code could not do alone.
 
-use core::mem::offset_of;
-
 use paravane_abi::units::{MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, PageFault, vector};
 
@@ -9,15 +7,40 @@ use crate::block::Need;
 use crate::emit::Bits;
 use crate::engine::{Go, Translator};
 use crate::sites::{Access, Commit, find_mark};
-use crate::state::{Bounce, HOT_BYTES, HostFault, Path, State};
+use crate::state::{HOT_BYTES, HostFault, Path};
 use crate::tlb::Page;
 
-/// A write that translated code performs on the bounce pages.
+/// An access that translated code performs on the bounce pages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounced {
     linear: u64,
     len: usize,
-    pages: [Option<Page>; 2],
+    /// Where it is: bytes from the first bounce page that can be accessed.
+    at: isize,
+    /// Whether it goes through SS.
+    stack: bool,
+    /// The guest's pages, or what an access to them raises.
+    pages: [Result<Page, Exit>; 2],
+}
+
+impl Bounced {
+    /// Bytes of the access in its first page.
+    fn first_part(&self) -> usize {
+        self.len.min(PAGE_BYTES - page_offset(self.linear))
+    }
+
+    /// The bytes of the middle pages that stand for the guest page `index`, if that is there.
+    fn range(&self, index: usize) -> Option<(Page, core::ops::Range<usize>)> {
+        let page = self.pages[index].ok()?;
+        let start = self.at + if index == 0 { 0 } else { self.first_part().cast_signed() };
+        let len = if index == 0 { self.first_part() } else { self.len - self.first_part() };
+        let start = usize::try_from(start).ok()?;
+        Some((page, start..start + len))
+    }
+}
+
+fn page_offset(linear: u64) -> usize {
+    (linear & (PAGE_SIZE - 1)) as usize
 }
 
 impl Translator {
@@ -29,6 +52,12 @@ impl Translator {
         }
         let linear = self.cpu.state().scratch;
         self.cpu.state_mut().context.rip = access.rip;
+        if let Some(segment) = access.segment {
+            match self.check_segment(segment, linear, u64::from(access.size), access.path) {
+                Err(exit) if access.masked => return Ok(self.bounce(access, linear, [Err(exit); 2])),
+                checked => checked?,
+            }
+        }
         let misaligned = self.env.aligned
             && matches!(access.size, 2 | 4 | 8)
             && linear & (u64::from(access.size) - 1) != 0;
@@ -36,20 +65,21 @@ impl Translator {
             return Err(Exit::Exception(Exception { vector: vector::ALIGNMENT, error_code: Some(0) }));
         }
         let size = access.size as usize;
-        let offset = (linear & (PAGE_SIZE - 1)) as usize;
+        let offset = page_offset(linear);
         let crosses = offset + size > PAGE_BYTES;
-        let next = self.next_page(linear);
-        let found = self.page(linear, access.path).and_then(|first| {
-            let second = if crosses { self.page(next, access.path)? } else { first };
-            Ok([first, second])
-        });
-        let [first, second] = match (found, access.masked) {
-            (Ok(pages), _) => pages,
-            (Err(_), Some(instruction)) => return self.masked_access(access, linear, instruction),
-            (Err(exit), None) => return Err(blame_stack(exit, access.stack)),
+        let first = self.page(linear, access.path);
+        let second = if crosses { self.page(self.next_page(linear), access.path) } else { first };
+        let (first, second) = match (first, second) {
+            (Ok(first), Ok(second)) => (first, second),
+            // Operands from 16 bytes on may have to be aligned, which the CPU checks first, and masks may leave
+            // nothing to access: the CPU itself is asked.
+            (first, second) if access.masked || size >= 16 => {
+                return Ok(self.bounce(access, linear, [first, second]));
+            }
+            (Err(exit), _) | (_, Err(exit)) => return Err(blame_stack(exit, access.stack)),
         };
         if crosses {
-            return Ok(self.bounce(access, linear, [Some(first), Some(second)]));
+            return Ok(self.bounce(access, linear, [Ok(first), Ok(second)]));
         }
         if access.path == Path::Write
             && let Page::Frame(frame) = first
@@ -60,7 +90,7 @@ impl Translator {
                 self.catch_up();
                 // If the code that is running is what changes, it must not run on behind this instruction.
                 if !self.pages.is_alive(access.page) {
-                    return Ok(self.bounce(access, linear, [Some(first); 2]));
+                    return Ok(self.bounce(access, linear, [Ok(first); 2]));
                 }
             }
             // No entry in the TLB: the next write must come here too.
@@ -95,52 +125,50 @@ impl Translator {
         Go::Resume
     }
 
-    /// An access of which some bytes cannot be reached: allowed if those are masked out.
-    fn masked_access(&mut self, access: Access, linear: u64, instruction: u32) -> Result<Go, Exit> {
-        let size = access.size as usize;
-        let active = match self.emitter.instructions.get(instruction as usize).copied() {
-            Some(instruction) => self.active_bytes(&instruction, size),
-            None => !0,
+    /// Lets the instruction run on a copy of its operand. Pages that are not there are replaced by some that the host's
+    /// CPU cannot access either.
+    fn bounce(&mut self, access: Access, linear: u64, pages: [Result<Page, Exit>; 2]) -> Go {
+        let crosses = page_offset(linear) + access.size as usize > PAGE_BYTES;
+        let first_page = match (pages[0].is_ok(), crosses, pages[1].is_ok()) {
+            (true, true, true) | (true, false, _) => 0,
+            (true, true, false) => 1,
+            (false, true, true) => -1,
+            (false, true, false) | (false, false, _) => -2,
         };
-        let first_part = size.min(PAGE_BYTES - (linear & (PAGE_SIZE - 1)) as usize);
-        let mut pages = [None; 2];
-        for (page, range) in pages.iter_mut().zip([0..first_part, first_part..size]) {
-            if let Some(byte) = range.clone().find(|byte| active >> byte & 1 != 0) {
-                *page = Some(self.page(linear.wrapping_add(byte as u64), access.path)?);
-            }
+        let at = first_page * PAGE_BYTES.cast_signed() + page_offset(linear).cast_signed();
+        let bounced = Bounced { linear, len: access.size as usize, at, stack: access.stack, pages };
+        for index in 0..2 {
+            let Some((page, range)) = bounced.range(index).filter(|(_, range)| !range.is_empty()) else {
+                continue;
+            };
+            let mut bytes = [0; 512];
+            let bytes = &mut bytes[..range.len().min(512)];
+            self.read_page(page, if index == 0 { page_offset(linear) } else { 0 }, bytes);
+            self.cpu.bounce()[range].copy_from_slice(bytes);
         }
-        Ok(self.bounce(access, linear, pages))
-    }
-
-    /// Lets the instruction run on a copy of its operand. Pages that are not there read as zero and are not written.
-    fn bounce(&mut self, access: Access, linear: u64, pages: [Option<Page>; 2]) -> Go {
-        let offset = (linear & (PAGE_SIZE - 1)) as usize;
-        let size = access.size as usize;
-        let mut bytes = [0; 512];
-        let bytes = &mut bytes[..size.min(512)];
-        self.read_pages(linear, pages, bytes);
-        let bounce = self.cpu.layout().field(offset_of!(State, bounce) + offset_of!(Bounce, 0));
+        self.bounced = Some(bounced);
+        let host = u64::from(self.cpu.layout().bounce()).wrapping_add_signed(at as i64);
         let state = self.cpu.state_mut();
-        state.bounce.0[offset..offset + bytes.len()].copy_from_slice(bytes);
-        state.scratch = u64::from(bounce) + offset as u64 - u64::from(access.bias);
-        match access.path {
-            Path::Read => state.resume = u64::from(access.resume),
-            Path::Write => {
-                state.resume = u64::from(access.aside);
-                self.bounced = Some(Bounced { linear, len: bytes.len(), pages });
-            }
-        }
+        state.scratch = host - u64::from(access.bias);
+        state.resume = u64::from(match access.path {
+            Path::Read => access.resume,
+            Path::Write => access.aside,
+        });
         Go::Resume
     }
 
     /// An instruction ran on the bounce pages: writes what it left there to guest memory.
     pub(crate) fn commit(&mut self, commit: Commit) -> Result<Go, Exit> {
-        if let Some(Bounced { linear, len, pages }) = self.bounced.take() {
-            let offset = (linear & (PAGE_SIZE - 1)) as usize;
-            let mut bytes = [0; 512];
-            let bytes = &mut bytes[..len];
-            bytes.copy_from_slice(&self.cpu.state().bounce.0[offset..offset + len]);
-            self.write_pages(linear, pages, bytes);
+        if let Some(bounced) = self.bounced.take() {
+            for index in 0..2 {
+                let Some((page, range)) = bounced.range(index).filter(|(_, range)| !range.is_empty()) else {
+                    continue;
+                };
+                let mut bytes = [0; 512];
+                let bytes = &mut bytes[..range.len().min(512)];
+                bytes.copy_from_slice(&self.cpu.bounce()[range]);
+                self.write_page(page, if index == 0 { page_offset(bounced.linear) } else { 0 }, bytes);
+            }
             self.catch_up();
         }
         if let Some(next) = commit.next
@@ -155,8 +183,8 @@ impl Translator {
     /// Translated code faulted on the host CPU.
     pub(crate) fn host_fault(&mut self) -> Result<Go, Exit> {
         let fault = core::mem::take(&mut self.cpu.state_mut().fault);
-        self.bounced = None;
-        let HostFault { host_rip, vector, pending: _ } = fault;
+        let bounced = self.bounced.take();
+        let HostFault { host_rip, vector, pending: _, address } = fault;
         let host = u32::try_from(host_rip).unwrap_or(0);
         let hot_end = self.cpu.layout().code() + HOT_BYTES;
         let marks = if host < hot_end { &self.emitter.hot_marks } else { &self.emitter.cold_marks };
@@ -173,6 +201,9 @@ impl Translator {
         }
         state.context.rip = mark.rip;
         if vector == u64::from(vector::PAGE_FAULT) {
+            if let Some(exit) = bounced.and_then(|bounced| self.bounce_fault(bounced, address)) {
+                return Err(exit);
+            }
             if self.cpu.is_kicked() {
                 // A poll's load through the nulled pointer.
                 return Ok(Go::At(mark.rip));
@@ -187,6 +218,21 @@ impl Translator {
             _ => None,
         };
         Err(Exit::Exception(Exception { vector, error_code }))
+    }
+
+    /// What a fault on the bounce pages is for the guest.
+    fn bounce_fault(&self, bounced: Bounced, address: u64) -> Option<Exit> {
+        let distance = address.wrapping_sub(u64::from(self.cpu.layout().bounce())).cast_signed();
+        let within = usize::try_from(distance - bounced.at as i64).ok().filter(|at| *at < bounced.len)?;
+        let exit = bounced.pages[usize::from(within >= bounced.first_part())].err()?;
+        let linear = bounced.linear.wrapping_add(within as u64);
+        let linear = if self.env.bits == Bits::B32 { linear & 0xffff_ffff } else { linear };
+        Some(match exit {
+            Exit::PageFault(PageFault { address: _, code }) => {
+                Exit::PageFault(PageFault { address: linear, code })
+            }
+            other => blame_stack(other, bounced.stack),
+        })
     }
 
     // Guest memory for helpers.

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::state::{
-    Bounce, CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, SHARED_SLOTS,
-    Shadow, State, TLB_ENTRIES, TlbEntry, part, tlb_number,
+    CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, SHARED_SLOTS, Shadow,
+    State, TLB_ENTRIES, TlbEntry, bounce, part, tlb_number,
 };
 use crate::trampoline;
 
@@ -113,7 +113,6 @@ impl Cpu {
             xsave_mask,
             leave: trampoline::leave_address(),
             fault: HostFault::default(),
-            bounce: Bounce([0; 8192]),
             shadow: Shadow([0; 4096]),
         };
         // SAFETY: the part is inside the mapping.
@@ -121,6 +120,8 @@ impl Cpu {
         // SAFETY: fresh, aligned memory that nobody else knows yet.
         unsafe { place.write(state) };
         let cpu = Self { arena };
+        cpu.guard(0, bounce::GUARDS)?;
+        cpu.guard(bounce::GUARDS + 2, 1)?;
         cpu.take_kick();
         Ok(cpu)
     }
@@ -141,6 +142,20 @@ impl Cpu {
     pub(crate) fn state_mut(&mut self) -> &mut State {
         // SAFETY: as for `state`; `self` is borrowed exclusively.
         unsafe { &mut *self.part(part::STATE).cast::<State>() }
+    }
+
+    /// Forbids all access to some of the bounce pages, for ever.
+    fn guard(&self, first: usize, pages: usize) -> Result<(), Errno> {
+        let start = self.part(part::BOUNCE + first * 4096).cast();
+        // SAFETY: the pages lie inside the mapping, and no reference to them is ever made.
+        unsafe { rustix::mm::mprotect(start, pages * 4096, rustix::mm::MprotectFlags::empty()) }
+    }
+
+    /// The bounce pages that can be accessed.
+    pub(crate) fn bounce(&mut self) -> &mut [u8; bounce::BYTES] {
+        let middle = self.part(part::BOUNCE + bounce::GUARDS * 4096).cast::<[u8; bounce::BYTES]>();
+        // SAFETY: inside the mapping, valid for any bytes; `self` is borrowed exclusively.
+        unsafe { &mut *middle }
     }
 
     /// One of the four TLBs.

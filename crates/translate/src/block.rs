@@ -7,7 +7,7 @@
 
 use iced_x86::{Decoder, DecoderOptions};
 use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
-use paravane_engine::{Control4, Exit};
+use paravane_engine::{Control4, Exit, vector};
 use paravane_memory::paging::Access;
 
 use crate::asm::{Buffer, Rel32, displacement};
@@ -16,6 +16,7 @@ use crate::classify::{Class, Flow, Rules, classify};
 use crate::emit::{Bits, Conditions, Decoded};
 use crate::engine::Translator;
 use crate::flow::Pad;
+use crate::help::exception_with;
 use crate::liveness::{ALL, Effect};
 use crate::pages::{Block, Env};
 use crate::reuse::Share;
@@ -159,6 +160,7 @@ impl Translator {
             mode: env.mode,
             bits: env.bits,
             flat: env.flat,
+            strict: env.strict,
             aligned: env.aligned,
             single: env.single,
             rorx: self.rorx,
@@ -256,6 +258,12 @@ impl Translator {
             let start = decoder.position();
             let instruction = decoder.decode();
             let end = decoder.position();
+            if rip.wrapping_add(end as u64 - 1) > env.code_limit {
+                if decoded.is_empty() {
+                    return Err(exception_with(vector::GENERAL_PROTECTION, 0));
+                }
+                break;
+            }
             let crosses = end > source.first;
             if crosses && !decoded.is_empty() {
                 break;
@@ -372,6 +380,9 @@ impl Translator {
             extended_state: context.cr4.has(Control4::OSXSAVE),
             avx: context.xcr0 & 6 == 6,
             avx512: context.xcr0 & 0xe6 == 0xe6,
+            bits: self.env.bits,
+            is_amd: self.host().is_amd(),
+            present: self.host().present(),
         }
     }
 

@@ -6,10 +6,12 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
 use iced_x86::{
-    CpuidFeature, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic,
-    OpAccess, OpKind, Register,
+    CpuidFeature, EncodingKind, FlowControl, Instruction, InstructionInfoFactory, InstructionInfoOptions,
+    Mnemonic, OpAccess, OpKind, Register,
 };
 
+use crate::emit::Bits;
+use crate::presence::Present;
 use crate::state::Path;
 
 /// The treatment.
@@ -125,6 +127,12 @@ pub(crate) enum Helper {
     ReadControl,
     /// XSAVE, XRSTOR and relatives.
     SaveState,
+    /// FXSAVE and FXRSTOR of 32-bit code.
+    SaveLegacy,
+    /// VZEROALL and VZEROUPPER of 32-bit code.
+    ZeroVectors,
+    /// LOOP, LOOPcc and JCXZ that count in CX.
+    CountedJump,
     /// Gathers and scatters.
     Elements,
     /// MASKMOVQ and MASKMOVDQU.
@@ -159,6 +167,7 @@ impl Helper {
             | Self::SystemCall
             | Self::Privileged
             | Self::Undefined
+            | Self::CountedJump
             | Self::NoDevice => true,
             Self::String
             | Self::Enter
@@ -169,6 +178,8 @@ impl Helper {
             | Self::WriteBase
             | Self::ReadControl
             | Self::SaveState
+            | Self::SaveLegacy
+            | Self::ZeroVectors
             | Self::Elements
             | Self::MaskedMove
             | Self::Decimal => false,
@@ -189,6 +200,12 @@ pub(crate) struct Rules {
     pub(crate) avx: bool,
     /// Whether XCR0 enables AVX-512.
     pub(crate) avx512: bool,
+    /// Whether code is 64-bit or 32-bit.
+    pub(crate) bits: Bits,
+    /// Whether the CPU follows AMD where it differs from Intel.
+    pub(crate) is_amd: bool,
+    /// Features that instructions may use.
+    pub(crate) present: Present,
 }
 
 /// Decides.
@@ -197,11 +214,20 @@ pub(crate) fn classify(
     factory: &mut InstructionInfoFactory,
     rules: Rules,
 ) -> Class {
+    // Without shadow stacks these do nothing.
+    if matches!(instruction.mnemonic(), Mnemonic::Rdsspd | Mnemonic::Rdsspq) {
+        return Class::Nothing;
+    }
     if instruction.is_invalid() || undefined(instruction, rules) {
         return Class::Helper(Helper::Undefined);
     }
     if rules.task_switched && uses_fpu(instruction) {
         return Class::Helper(Helper::NoDevice);
+    }
+    if rules.bits == Bits::B32
+        && let Some(helper) = named_in_32_bit_code(instruction)
+    {
+        return Class::Helper(helper);
     }
     if let Some(class) = named(instruction) {
         return class;
@@ -224,6 +250,20 @@ pub(crate) fn classify(
     by_operands(instruction, factory)
 }
 
+/// Instructions that reach fewer registers in 32-bit code than in the 64-bit code they would be copied to.
+fn named_in_32_bit_code(instruction: &Instruction) -> Option<Helper> {
+    match instruction.mnemonic() {
+        Mnemonic::Fxsave | Mnemonic::Fxrstor => Some(Helper::SaveLegacy),
+        Mnemonic::Vzeroall | Mnemonic::Vzeroupper => Some(Helper::ZeroVectors),
+        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jcxz
+            if instruction.op_code().address_size() == 16 =>
+        {
+            Some(Helper::CountedJump)
+        }
+        _ => None,
+    }
+}
+
 /// Instructions that their names decide.
 fn named(instruction: &Instruction) -> Option<Class> {
     let class = match instruction.mnemonic() {
@@ -238,9 +278,14 @@ fn named(instruction: &Instruction) -> Option<Class> {
         | Mnemonic::Prefetchwt1
         | Mnemonic::Prefetch
         | Mnemonic::Cldemote
-        // Without shadow stacks these do nothing.
-        | Mnemonic::Rdsspd
-        | Mnemonic::Rdsspq
+        // Bounds are not enabled, so these do nothing.
+        | Mnemonic::Bndmk
+        | Mnemonic::Bndcl
+        | Mnemonic::Bndcu
+        | Mnemonic::Bndcn
+        | Mnemonic::Bndmov
+        | Mnemonic::Bndldx
+        | Mnemonic::Bndstx
         | Mnemonic::Nop
         | Mnemonic::Reservednop => Class::Nothing,
         Mnemonic::Cld => Class::Register(StateOp::ClearDirection),
@@ -392,43 +437,44 @@ fn is_segment_register(instruction: &Instruction, operand: u32) -> bool {
         && instruction.op_register(operand).is_segment_register()
 }
 
-/// Instructions that exist on some CPUs, but not on the one a guest sees.
+/// Instructions that do not exist on the CPU that a guest sees, in the mode it is in.
 fn undefined(instruction: &Instruction, rules: Rules) -> bool {
-    instruction.cpuid_features().iter().any(|feature| match feature {
-        // Need kernel support that the host process cannot pass on, or leave the guest's sight.
-        CpuidFeature::PKU
-        | CpuidFeature::RTM
-        | CpuidFeature::MONITOR
-        | CpuidFeature::D3NOW
-        | CpuidFeature::D3NOWEXT
-        | CpuidFeature::CYRIX_D3NOW
-        | CpuidFeature::MONITORX
-        | CpuidFeature::WAITPKG
-        | CpuidFeature::AMX_TILE
-        | CpuidFeature::AMX_INT8
-        | CpuidFeature::AMX_BF16
-        | CpuidFeature::AMX_FP16
-        | CpuidFeature::KL
-        | CpuidFeature::UINTR
-        | CpuidFeature::ENQCMD
-        | CpuidFeature::SGX1
-        | CpuidFeature::XOP
-        | CpuidFeature::FMA4
-        | CpuidFeature::LWP => true,
-        CpuidFeature::FSGSBASE => !rules.segment_bases,
-        CpuidFeature::XSAVE | CpuidFeature::XSAVEC | CpuidFeature::XSAVEOPT => {
-            !rules.extended_state && instruction.mnemonic() != Mnemonic::Xsetbv
+    let features = instruction.cpuid_features();
+    if !features.iter().all(|feature| rules.present.has(*feature)) {
+        return true;
+    }
+    let needs = |feature: CpuidFeature| features.contains(&feature);
+    if needs(CpuidFeature::FSGSBASE) && !rules.segment_bases {
+        return true;
+    }
+    let saves_state =
+        needs(CpuidFeature::XSAVE) || needs(CpuidFeature::XSAVEC) || needs(CpuidFeature::XSAVEOPT);
+    if saves_state && !rules.extended_state && instruction.mnemonic() != Mnemonic::Xsetbv {
+        return true;
+    }
+    if rules.bits == Bits::B32 && !rules.is_amd {
+        // On Intel's processors SYSCALL and SYSRET are of 64-bit code only.
+        if matches!(instruction.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysret) {
+            return true;
         }
-        CpuidFeature::AVX | CpuidFeature::AVX2 | CpuidFeature::FMA | CpuidFeature::F16C => {
-            !(rules.extended_state && rules.avx)
+    }
+    match instruction.code().encoding() {
+        EncodingKind::EVEX => !(rules.extended_state && rules.avx512),
+        EncodingKind::VEX
+            if needs(CpuidFeature::AVX512F)
+                || needs(CpuidFeature::AVX512BW)
+                || needs(CpuidFeature::AVX512DQ) =>
+        {
+            !(rules.extended_state && rules.avx512)
         }
-        CpuidFeature::AVX512F
-        | CpuidFeature::AVX512BW
-        | CpuidFeature::AVX512DQ
-        | CpuidFeature::AVX512VL
-        | CpuidFeature::AVX512CD => !(rules.extended_state && rules.avx512),
+        EncodingKind::VEX
+            if needs(CpuidFeature::BMI1) || needs(CpuidFeature::BMI2) || needs(CpuidFeature::CMPCCXADD) =>
+        {
+            false
+        }
+        EncodingKind::VEX | EncodingKind::XOP => !(rules.extended_state && rules.avx),
         _ => false,
-    })
+    }
 }
 
 /// Whether CR0.TS makes the instruction raise #NM.

@@ -1,11 +1,10 @@
-//! Gathers and scatters: several memory operands in one instruction. And which bytes of one operand a mask
-//! leaves.
+//! Gathers and scatters: several memory operands in one instruction.
 //!
 //! Element by element, in order, as the manuals describe: an element that faults leaves those before it done and
 //! their mask bits cleared, so that the instruction can be restarted. Source: Intel SDM vol. 2C, "VPGATHERDD",
 //! "VPSCATTERDD".
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, OpKind, Register};
 use paravane_engine::{Exit, FPU_AREA_BYTES, XSAVE_HEADER, vector};
 
 use crate::bits::{index as index_of, low8};
@@ -126,6 +125,10 @@ impl Translator {
         let index = vectors.read(instruction.memory_index());
         let count = (data.size() / size).min(instruction.memory_index().size() / index_size);
         let mut value = vectors.read(data);
+        // The vector length, which is the longer of the two.
+        let whole = data.size().max(instruction.memory_index().size());
+        value[whole..].fill(0);
+        let mut progress = false;
         for element in 0..count {
             if !is_pending(vectors, pending, element, size) {
                 continue;
@@ -137,11 +140,16 @@ impl Translator {
             let access =
                 if scatter { self.write_linear(linear, bytes) } else { self.read_linear(linear, bytes) };
             if access.is_err() {
-                if !scatter {
+                // As Intel's processors leave registers that the instruction has begun to use.
+                if let Pending::Signs(mask) = pending {
+                    widen(vectors, *mask, size, whole);
+                }
+                if !scatter && progress {
                     vectors.write(data, &value);
                 }
                 return access;
             }
+            progress = true;
             done(vectors, pending, element, size);
         }
         if !scatter {
@@ -153,38 +161,6 @@ impl Translator {
             Pending::Signs(mask) => vectors.write(*mask, &[0; 64]),
         }
         Ok(())
-    }
-
-    /// Which of an operand's first 64 bytes a masked instruction really accesses.
-    pub(crate) fn active_bytes(&self, instruction: &Instruction, size: usize) -> u64 {
-        let vectors = self.vectors();
-        if !instruction.has_op_mask() {
-            // VMASKMOV: the second operand is the mask, wherever the memory is.
-            let element = instruction.memory_size().element_size().max(1);
-            let mask = vectors.read(instruction.op1_register());
-            let active = |byte: usize| mask[(byte / element + 1) * element - 1] & 0x80 != 0;
-            return bytes_where(size, active);
-        }
-        let mask = vectors.mask(instruction.op_mask());
-        let element =
-            if instruction.is_broadcast() { size } else { instruction.memory_size().element_size() };
-        let count = size / element.max(1);
-        if count <= 1 && !instruction.is_broadcast() {
-            return bytes_where(size, |_| mask & 1 != 0);
-        }
-        if is_contiguous(instruction.mnemonic()) {
-            let kept = (mask & low_ones(count)).count_ones() as usize * element;
-            return bytes_where(size, |byte| byte < kept);
-        }
-        // An operand shorter than the result is repeated: element i serves results i, i + count, ...
-        let to_vector =
-            instruction.op0_kind() == OpKind::Register && instruction.op0_register().is_vector_register();
-        let results =
-            if to_vector { (instruction.op0_register().size() / element.max(1)).max(count) } else { count };
-        let results = if instruction.is_broadcast() { 64 } else { results };
-        bytes_where(size, |byte| {
-            (0..results.min(64)).any(|result| result % count == byte / element && mask >> result & 1 != 0)
-        })
     }
 
     fn element_address(&self, instruction: &Instruction, index: u64) -> u64 {
@@ -220,38 +196,22 @@ impl Translator {
     }
 }
 
-/// Instructions whose memory holds the selected elements side by side.
-fn is_contiguous(mnemonic: Mnemonic) -> bool {
-    matches!(
-        mnemonic,
-        Mnemonic::Vpcompressb
-            | Mnemonic::Vpcompressw
-            | Mnemonic::Vpcompressd
-            | Mnemonic::Vpcompressq
-            | Mnemonic::Vcompressps
-            | Mnemonic::Vcompresspd
-            | Mnemonic::Vpexpandb
-            | Mnemonic::Vpexpandw
-            | Mnemonic::Vpexpandd
-            | Mnemonic::Vpexpandq
-            | Mnemonic::Vexpandps
-            | Mnemonic::Vexpandpd
-    )
-}
-
-fn low_ones(count: usize) -> u64 {
-    if count >= 64 { !0 } else { (1 << count) - 1 }
-}
-
-fn bytes_where(size: usize, active: impl Fn(usize) -> bool) -> u64 {
-    (0..size.min(64)).filter(|byte| active(*byte)).fold(0, |bytes, byte| bytes | 1 << byte)
-}
-
 fn is_pending(vectors: &Vectors, pending: &Pending, element: usize, size: usize) -> bool {
     match pending {
         Pending::Bits(mask) => vectors.mask(*mask) >> element & 1 != 0,
         Pending::Signs(mask) => vectors.read(*mask)[(element + 1) * size - 1] & 0x80 != 0,
     }
+}
+
+/// Spreads each element's sign over the whole element of a mask.
+fn widen(vectors: &mut Vectors, mask: Register, size: usize, whole: usize) {
+    let mut bytes = vectors.read(mask);
+    for element in bytes[..whole].chunks_exact_mut(size) {
+        let sign = if element[size - 1] & 0x80 == 0 { 0 } else { 0xff };
+        element.fill(sign);
+    }
+    bytes[whole..].fill(0);
+    vectors.write(mask, &bytes);
 }
 
 /// Clears an element's mask.

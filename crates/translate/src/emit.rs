@@ -23,11 +23,12 @@
 use core::mem::offset_of;
 
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory};
-use paravane_engine::GuestMode;
+use paravane_engine::{GuestMode, SegmentRegister};
 
 use crate::asm::{Buffer, Mem, Rel32, cond, reg};
 use crate::bits::low8;
 use crate::classify::Helper;
+use crate::limits::Strict;
 use crate::liveness::Effect;
 use crate::reuse::{Lead, Share};
 use crate::sites::{Access, Commit, HelperSite, Mark, PageId, Site};
@@ -66,6 +67,8 @@ pub(crate) struct Conditions {
     pub(crate) bits: Bits,
     /// Segments other than FS and GS have base 0 (always true of 64-bit code).
     pub(crate) flat: bool,
+    /// Segments whose accesses Rust must look at: see [`crate::limits`].
+    pub(crate) strict: Strict,
     /// EFLAGS.AC: misaligned accesses fault.
     pub(crate) aligned: bool,
     /// Single-stepping: every way out of the block goes to Rust.
@@ -127,6 +130,7 @@ impl Emitter {
                 mode: GuestMode::Kernel,
                 bits: Bits::B64,
                 flat: true,
+                strict: Strict::default(),
                 aligned: false,
                 single: false,
                 rorx: false,
@@ -293,6 +297,11 @@ impl Emitter {
     }
 
     fn check_range(&mut self, access: Check, shared: bool) {
+        if self.conditions.strict.has(access.segment) {
+            let jump = self.hot.jmp_later();
+            self.expect([None, Some(jump)], None, access, 0);
+            return;
+        }
         let layout = self.layout;
         let tags = layout.tlb(self.conditions.mode, access.path);
         let aligned = self.alignment_check(access.size);
@@ -322,7 +331,8 @@ impl Emitter {
     /// in the page. Falls back to the general sequence across pages.
     pub(crate) fn check_constant(&mut self, address: u64, access: Check) -> i32 {
         let offset = (address & 0xfff) as u32;
-        if offset + access.size > 4096 || (self.conditions.aligned && access.size > 1) {
+        let plain = !self.conditions.strict.has(access.segment);
+        if offset + access.size > 4096 || (self.conditions.aligned && access.size > 1) || !plain {
             self.hot.constant(reg::R14, address);
             self.check(access);
             return 0;
@@ -372,6 +382,7 @@ impl Emitter {
             bias,
             masked: check.masked,
             stack: check.stack,
+            segment: self.conditions.strict.has(check.segment).then_some(check.segment),
             page: self.page,
         };
         self.pending.push(Pending { jumps, constant, flags: self.flags_in_memory, access });
@@ -522,8 +533,9 @@ pub(crate) struct Check {
     pub(crate) rip: u64,
     pub(crate) size: u32,
     pub(crate) path: Path,
-    pub(crate) masked: Option<u32>,
+    pub(crate) masked: bool,
     pub(crate) stack: bool,
+    pub(crate) segment: SegmentRegister,
 }
 
 fn entry_offset(address: u64) -> u32 {

@@ -25,6 +25,7 @@ use crate::block::Need;
 use crate::breakpoints;
 use crate::emit::{Bits, Emitter, emit_leave_stubs};
 use crate::features::Host;
+use crate::limits::Strict;
 use crate::pages::{Env, Pages};
 use crate::perf_map::PerfMap;
 use crate::sites::Site;
@@ -156,6 +157,8 @@ impl Translator {
                 mode: GuestMode::Kernel,
                 bits: Bits::B64,
                 flat: true,
+                strict: Strict::default(),
+                code_limit: u64::MAX,
                 task_switched: false,
                 aligned: false,
                 single: false,
@@ -411,6 +414,8 @@ impl Translator {
             mode: context.mode,
             bits: if is_64_bit { Bits::B64 } else { Bits::B32 },
             flat,
+            strict: Strict::of(context),
+            code_limit: crate::limits::code_limit(context),
             task_switched: context.task_switched,
             aligned: context.rflags & rflags::AC != 0,
             single,

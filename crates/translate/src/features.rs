@@ -2,11 +2,15 @@
 
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 
+use crate::presence::Present;
+
 /// The host CPU, as far as it matters.
 #[derive(Clone, Copy, Debug)]
 pub struct Host {
     components: u64,
     bmi2: bool,
+    is_amd: bool,
+    present: Present,
 }
 
 /// XCR0 components that the engine passes on: x87, SSE, AVX and the three of AVX-512.
@@ -29,12 +33,25 @@ impl Host {
             return Err("LAHF in 64-bit mode");
         }
         let components = enabled_components() & SUPPORTED_COMPONENTS;
-        Ok(Self { components, bmi2: cpuid(7, 0)[1] & 1 << 8 != 0 })
+        // "AuthenticAMD" and "HygonGenuine", by their first letters.
+        let is_amd = matches!(&cpuid(0, 0)[1].to_le_bytes(), b"Auth" | b"Hygo");
+        let bmi2 = cpuid(7, 0)[1] & 1 << 8 != 0;
+        Ok(Self { components, bmi2, is_amd, present: Present::on_this_host() })
     }
 
     /// The XCR0 components that a guest may enable.
     pub fn state_components(&self) -> u64 {
         self.components
+    }
+
+    /// Whether the CPU follows AMD where it differs from Intel.
+    pub(crate) fn is_amd(&self) -> bool {
+        self.is_amd
+    }
+
+    /// Features that instructions may use.
+    pub(crate) fn present(&self) -> Present {
+        self.present
     }
 
     pub(crate) fn has_bmi2(&self) -> bool {
@@ -97,7 +114,7 @@ const ECX: usize = 2;
 const EDX: usize = 3;
 
 /// The table of what the engine does not run (Intel SDM vol. 2A, "CPUID"; AMD APM vol. 3, "CPUID").
-const HIDDEN: [Hidden; 10] = [
+const HIDDEN: [Hidden; 11] = [
     // MONITOR, VMX, SMX, PDCM, PCID, x2APIC, TSC deadline.
     Hidden {
         leaf: 1,
@@ -112,12 +129,12 @@ const HIDDEN: [Hidden; 10] = [
         register: EBX,
         bits: 1 << 1 | 1 << 2 | 1 << 4 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 25,
     },
-    // UMIP, PKU, OSPKE, WAITPKG, CET_SS, LA57, KL, ENQCMD, SGX_LC, PKS.
+    // UMIP, PKU, OSPKE, WAITPKG, CET_SS, LA57, KL, MOVDIR64B, ENQCMD, SGX_LC, PKS.
     Hidden {
         leaf: 7,
         subleaf: 0,
         register: ECX,
-        bits: 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16 | 1 << 23 | 1 << 29 | 1 << 30 | 1 << 31,
+        bits: 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 16 | 1 << 23 | 0xf << 28,
     },
     // UINTR, RTM_ALWAYS_ABORT, TSXLDTRK, CET_IBT, AMX_BF16, AMX_TILE, AMX_INT8.
     Hidden {
@@ -137,12 +154,19 @@ const HIDDEN: [Hidden; 10] = [
     },
     // 3DNow and its extensions.
     Hidden { leaf: 0x8000_0001, subleaf: 0, register: EDX, bits: 1 << 30 | 1 << 31 },
+    // CLZERO, RDPRU, MCOMMIT.
+    Hidden { leaf: 0x8000_0008, subleaf: 0, register: EBX, bits: 1 << 0 | 1 << 4 | 1 << 8 },
     // Nothing of AMX's own leaves.
     Hidden { leaf: 0x1d, subleaf: 0, register: 0, bits: u32::MAX },
     Hidden { leaf: 0x1e, subleaf: 0, register: EBX, bits: u32::MAX },
     // SGX.
     Hidden { leaf: 0x12, subleaf: 0, register: 0, bits: u32::MAX },
 ];
+
+/// A leaf as the host's CPU has it; zero beyond its highest leaf.
+pub(crate) fn raw_cpuid(leaf: u32, subleaf: u32) -> Leaf {
+    if leaf > cpuid(leaf & 0x8000_0000, 0)[0] { [0; 4] } else { cpuid(leaf, subleaf) }
+}
 
 fn cpuid(leaf: u32, subleaf: u32) -> Leaf {
     let found = __cpuid_count(leaf, subleaf);

@@ -16,7 +16,7 @@ use crate::asm::{Mem, Rel32, Size, cond, reg};
 use crate::bits::low32;
 use crate::classify::Flow;
 use crate::emit::{Bits, Check, Decoded, Emitter, emit_restore_flags};
-use crate::operand::{is_stolen, number};
+use crate::operand::{is_stolen, number, uses_stack_segment};
 use crate::sites::{Access, Chain, ChainKind, PageId, Site};
 use crate::state::Path;
 
@@ -229,8 +229,9 @@ impl Emitter {
                 rip: instruction.ip(),
                 size: size.bytes(),
                 path: Path::Read,
-                masked: None,
-                stack: false,
+                masked: false,
+                stack: uses_stack_segment(instruction),
+                segment: crate::segments::register(instruction.memory_segment()),
             };
             let offset = self.operand_check(instruction, check);
             self.mark(instruction.ip());

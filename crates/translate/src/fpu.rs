@@ -7,8 +7,9 @@
 use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_engine::{Exit, FPU_AREA_BYTES, FpuArea, XSAVE_HEADER, vector};
 
+use crate::emit::Bits;
 use crate::engine::Translator;
-use crate::help::exception_with;
+use crate::help::{exception, exception_with};
 use crate::state::Path;
 
 /// x87 and SSE.
@@ -82,14 +83,14 @@ impl Translator {
         let mut image = [0; FPU_AREA_BYTES];
         self.read_state_image(linear, &mut image[..len], Path::Write)?;
         let area = self.area();
-        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let in_use = self.in_use(&area);
         let saved = if only_in_use { mask & in_use } else { mask };
-        copy_legacy(&mut image, &area, saved, in_use);
+        copy_legacy(&mut image, &area, saved, in_use, self.xmm());
         if mask & USES_MXCSR != 0 {
             image[MXCSR].copy_from_slice(&area[MXCSR]);
         }
         for component in components.iter().filter(|component| saved & component.bit != 0) {
-            let range = component.offset..component.offset + component.size;
+            let range = component.offset..component.offset + self.reach(component);
             if in_use & component.bit == 0 {
                 image[range].fill(0);
             } else {
@@ -108,16 +109,20 @@ impl Translator {
         let mut image = [0; FPU_AREA_BYTES];
         self.read_state_image(linear, &mut image[..len], Path::Write)?;
         let area = self.area();
-        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        let mut in_use = self.in_use(&area);
+        // MXCSR counts as SSE state here.
+        if number(&area[24..28]) != 0x1f80 {
+            in_use |= 2;
+        }
         let saved = mask & in_use;
-        copy_legacy(&mut image, &area, saved, in_use);
+        copy_legacy(&mut image, &area, saved, in_use, self.xmm());
         if saved & 2 != 0 {
             image[MXCSR].copy_from_slice(&area[MXCSR]);
         }
         for (component, at) in compacted(&components) {
             if saved & component.bit != 0 {
-                image[at..at + component.size]
-                    .copy_from_slice(&area[component.offset..component.offset + component.size]);
+                let len = self.reach(&component);
+                image[at..at + len].copy_from_slice(&area[component.offset..component.offset + len]);
             }
         }
         image[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&saved.to_le_bytes());
@@ -128,7 +133,8 @@ impl Translator {
     fn restore(&mut self, linear: u64, mask: u64) -> Result<(), Exit> {
         let refused = exception_with(vector::GENERAL_PROTECTION, 0);
         let mut image = [0; FPU_AREA_BYTES];
-        self.read_state_image(linear, &mut image[..XSAVE_HEADER + 64], Path::Read)?;
+        let header = linear.wrapping_add(XSAVE_HEADER as u64);
+        self.read_state_image(header, &mut image[XSAVE_HEADER..XSAVE_HEADER + 64], Path::Read)?;
         let present = number(&image[XSAVE_HEADER..XSAVE_HEADER + 8]);
         let layout = number(&image[XSAVE_HEADER + 8..XSAVE_HEADER + 16]);
         let xcr0 = self.cpu.state().context.xcr0;
@@ -154,7 +160,7 @@ impl Translator {
             return Err(refused);
         }
         let mut area = self.area();
-        copy_legacy(&mut area, &image, mask & present & LEGACY, present);
+        copy_legacy(&mut area, &image, mask & present & LEGACY, present, self.xmm());
         if loads_mxcsr {
             area[24..28].copy_from_slice(&image[24..28]);
         } else if is_compacted && mask & 2 != 0 {
@@ -162,8 +168,8 @@ impl Translator {
         }
         for (component, at) in places {
             if mask & present & component.bit != 0 {
-                area[component.offset..component.offset + component.size]
-                    .copy_from_slice(&image[at..at + component.size]);
+                let len = self.reach(&component);
+                area[component.offset..component.offset + len].copy_from_slice(&image[at..at + len]);
             }
         }
         let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
@@ -200,6 +206,87 @@ impl Translator {
         let fpu = &mut self.cpu.state_mut().context.fpu;
         fpu.legacy.copy_from_slice(&area[..XSAVE_HEADER]);
         fpu.extended.copy_from_slice(&area[XSAVE_HEADER..]);
+    }
+
+    /// What every MMX instruction does to the x87 unit: TOP 0, all registers in use.
+    fn use_mmx(&mut self) {
+        let mut area = self.area();
+        let top = usize::from(area[3] >> 3 & 7);
+        // The area holds registers in stack order.
+        let old: Vec<u8> = area[32..160].to_vec();
+        for physical in 0..8 {
+            let from = ((physical + 8 - top) & 7) * 16;
+            area[32 + physical * 16..48 + physical * 16].copy_from_slice(&old[from..from + 16]);
+        }
+        area[3] &= !0x38;
+        area[4] = 0xff;
+        area[XSAVE_HEADER] |= 1;
+        self.set_area(&area);
+    }
+
+    /// FXSAVE and FXRSTOR in 32-bit code, which has eight XMM registers.
+    pub(crate) fn save_legacy(&mut self, instruction: &Instruction) -> Result<(), Exit> {
+        const BYTES: usize = 160 + 8 * 16;
+        let linear = self.linear(instruction);
+        if linear & 15 != 0 {
+            return Err(exception_with(vector::GENERAL_PROTECTION, 0));
+        }
+        let mut area = self.area();
+        if instruction.mnemonic() == Mnemonic::Fxsave {
+            // The whole image must be writable.
+            self.pages_for(linear, XSAVE_HEADER, Path::Write)?;
+            // Instruction and data pointers have 32 bits and selectors, which today's processors store as zero.
+            area[12..16].fill(0);
+            area[20..24].fill(0);
+            return self.write_linear(linear, &area[..BYTES]);
+        }
+        let mut image = [0; XSAVE_HEADER];
+        self.read_linear(linear, &mut image)?;
+        if number(&image[24..28]) & !0xffff != 0 {
+            return Err(exception_with(vector::GENERAL_PROTECTION, 0));
+        }
+        area[..28].copy_from_slice(&image[..28]);
+        area[12..16].fill(0);
+        area[20..24].fill(0);
+        area[32..BYTES].copy_from_slice(&image[32..BYTES]);
+        area[XSAVE_HEADER] |= 3;
+        self.set_area(&area);
+        Ok(())
+    }
+
+    /// VZEROALL and VZEROUPPER in 32-bit code, which has eight registers.
+    pub(crate) fn zero_vectors(&mut self, instruction: &Instruction) {
+        let mut area = self.area();
+        if instruction.mnemonic() == Mnemonic::Vzeroall {
+            area[160..288].fill(0);
+        }
+        for component in self.components(1 << 2 | 1 << 6) {
+            area[component.offset..component.offset + component.size / 2].fill(0);
+        }
+        self.set_area(&area);
+    }
+
+    /// Bytes of a component that code of the current kind can save and restore: half of it in 32-bit code, which has
+    /// eight registers.
+    fn reach(&self, component: &Component) -> usize {
+        match (self.env.bits, component.bit) {
+            (Bits::B32, 0x04 | 0x40) => component.size / 2,
+            (Bits::B32, 0x80) => 0,
+            (Bits::B64 | Bits::B32, _) => component.size,
+        }
+    }
+
+    /// Components in use as code of the current kind sees them: 32-bit code has none of the upper sixteen registers.
+    fn in_use(&self, area: &[u8; FPU_AREA_BYTES]) -> u64 {
+        let in_use = number(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+        if self.env.bits == Bits::B32 { in_use & !(1 << 7) } else { in_use }
+    }
+
+    fn xmm(&self) -> core::ops::Range<usize> {
+        match self.env.bits {
+            Bits::B64 => XMM,
+            Bits::B32 => 160..288,
+        }
     }
 
     /// Reads up to a page's length from guest memory.
@@ -240,6 +327,14 @@ impl Translator {
         let segment = crate::segments::register(instruction.memory_segment());
         let offset = crate::help::cut(self.get(Register::RDI), address_bytes);
         let linear = self.linear_of(segment, offset);
+        if len == 8 {
+            if area[2] & 0x80 != 0 {
+                return Err(exception(vector::X87));
+            }
+            // The whole operand is touched, whatever the mask says.
+            self.pages_for(linear, len, Path::Write)?;
+            self.use_mmx();
+        }
         for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {
             self.page(linear.wrapping_add(index as u64), Path::Write)?;
         }
@@ -251,7 +346,13 @@ impl Translator {
 }
 
 /// Copies the x87 and SSE parts that `which` names; what is not in use is written in its initial state.
-fn copy_legacy(to: &mut [u8; FPU_AREA_BYTES], from: &[u8; FPU_AREA_BYTES], which: u64, in_use: u64) {
+fn copy_legacy(
+    to: &mut [u8; FPU_AREA_BYTES],
+    from: &[u8; FPU_AREA_BYTES],
+    which: u64,
+    in_use: u64,
+    xmm: core::ops::Range<usize>,
+) {
     if which & 1 != 0 {
         for range in X87 {
             to[range.clone()].copy_from_slice(&from[range]);
@@ -264,7 +365,7 @@ fn copy_legacy(to: &mut [u8; FPU_AREA_BYTES], from: &[u8; FPU_AREA_BYTES], which
         }
     }
     if which & 2 != 0 {
-        to[XMM].copy_from_slice(&from[XMM]);
+        to[xmm.clone()].copy_from_slice(&from[xmm]);
     }
 }
 

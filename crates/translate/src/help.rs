@@ -4,11 +4,13 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use paravane_engine::{Exception, Exit, Interrupt, SegmentRegister, rflags, vector};
 
+use crate::access::blame_stack;
 use crate::classify::Helper;
 use crate::emit::Bits;
 use crate::engine::{Go, Translator};
 use crate::operand::{address_width, number};
 use crate::sites::HelperSite;
+use crate::state::Path;
 
 /// How a helper ended, other than by an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,7 @@ impl Translator {
             Helper::FarTransfer => return self.far_transfer(instruction),
             Helper::FarReturn => return self.far_return(instruction),
             Helper::InterruptReturn => return self.interrupt_return(instruction),
+            Helper::CountedJump => return Ok(self.counted_jump(instruction)),
             Helper::Enter => self.enter_frame(instruction)?,
             Helper::PushFlags => self.push_flags(instruction)?,
             Helper::PopFlags => self.pop_flags(instruction)?,
@@ -58,6 +61,8 @@ impl Translator {
             Helper::WriteBase => self.write_base(instruction)?,
             Helper::ReadControl => self.read_extended_control()?,
             Helper::SaveState => self.save_state(instruction)?,
+            Helper::SaveLegacy => self.save_legacy(instruction)?,
+            Helper::ZeroVectors => self.zero_vectors(instruction),
             Helper::Elements => self.elements(instruction)?,
             Helper::MaskedMove => self.masked_move(instruction)?,
             Helper::Check => self.check_instruction(instruction)?,
@@ -152,17 +157,27 @@ impl Translator {
         self.set(Register::RSP, pointer);
     }
 
+    /// The linear address of an explicit memory operand of `size` bytes, checked against its segment.
+    pub(crate) fn checked(&self, instruction: &Instruction, size: usize, path: Path) -> Result<u64, Exit> {
+        let linear = self.linear(instruction);
+        let segment = crate::segments::register(instruction.memory_segment());
+        self.check_segment(segment, linear, size as u64, path)?;
+        Ok(linear)
+    }
+
     /// Reads a stack slot, `offset` bytes above the stack pointer.
     pub(crate) fn peek(&mut self, offset: u64, size: usize) -> Result<u64, Exit> {
         let linear = self.stack_linear(self.stack_pointer().wrapping_add(offset));
-        self.read_number(linear, size).map_err(|exit| crate::access::blame_stack(exit, true))
+        self.check_segment(SegmentRegister::Ss, linear, size as u64, Path::Read)?;
+        self.read_number(linear, size).map_err(|exit| blame_stack(exit, true))
     }
 
     /// Pushes a number.
     pub(crate) fn push_number(&mut self, value: u64, size: usize) -> Result<(), Exit> {
         let pointer = self.stack_pointer().wrapping_sub(size as u64);
         let linear = self.stack_linear(pointer);
-        self.write_number(linear, size, value).map_err(|exit| crate::access::blame_stack(exit, true))?;
+        self.check_segment(SegmentRegister::Ss, linear, size as u64, Path::Write)?;
+        self.write_number(linear, size, value).map_err(|exit| blame_stack(exit, true))?;
         self.set_stack_pointer(pointer);
         Ok(())
     }
@@ -177,7 +192,7 @@ impl Translator {
         match instruction.op_kind(index) {
             OpKind::Register => Ok(self.get(instruction.op_register(index))),
             _ => {
-                let linear = self.linear(instruction);
+                let linear = self.checked(instruction, size, Path::Read)?;
                 self.read_number(linear, size)
             }
         }
@@ -191,26 +206,35 @@ impl Translator {
         let frame_bytes = u64::from(instruction.immediate16());
         let step = size as u64;
         let frame = self.stack_pointer().wrapping_sub(step);
-        // Everything is read and checked before the first write.
+        // Frame pointers are copied one by one; what was written stays if a later one faults.
         let base = self.get(Register::RBP);
-        let mut slots = vec![base];
+        let mut at = frame;
+        self.store_slot(at, base, size)?;
         for index in 1..level {
-            let at = self.stack_linear(base.wrapping_sub(step * index));
-            slots.push(self.read_number(at, size)?);
+            let from = self.stack_linear(base.wrapping_sub(step * index));
+            self.check_segment(SegmentRegister::Ss, from, step, Path::Read)?;
+            let outer = self.read_number(from, size).map_err(|exit| blame_stack(exit, true))?;
+            at = at.wrapping_sub(step);
+            self.store_slot(at, outer, size)?;
         }
         if level > 0 {
-            slots.push(frame);
+            at = at.wrapping_sub(step);
+            self.store_slot(at, frame, size)?;
         }
-        let lowest = frame.wrapping_sub(step * (slots.len() as u64 - 1));
-        let bytes: Vec<u8> =
-            slots.iter().rev().flat_map(|slot| slot.to_le_bytes()[..size].to_vec()).collect();
-        self.write_linear(self.stack_linear(lowest), &bytes)?;
         // The processor checks that the new top of the stack could be written.
-        let top = lowest.wrapping_sub(frame_bytes);
-        self.pages_for(self.stack_linear(top), size, crate::state::Path::Write)?;
+        let top = at.wrapping_sub(frame_bytes);
+        let linear = self.stack_linear(top);
+        self.check_segment(SegmentRegister::Ss, linear, step, Path::Write)?;
+        self.pages_for(linear, size, Path::Write).map_err(|exit| blame_stack(exit, true))?;
         self.set(if size == 2 { Register::BP } else { Register::RBP }, self.cut_stack(frame));
         self.set_stack_pointer(top);
         Ok(())
+    }
+
+    fn store_slot(&mut self, pointer: u64, value: u64, size: usize) -> Result<(), Exit> {
+        let linear = self.stack_linear(pointer);
+        self.check_segment(SegmentRegister::Ss, linear, size as u64, Path::Write)?;
+        self.write_number(linear, size, value).map_err(|exit| blame_stack(exit, true))
     }
 
     fn push_flags(&mut self, instruction: &Instruction) -> Result<(), Exit> {
@@ -284,7 +308,7 @@ impl Translator {
             return Err(Exit::SoftwareInterrupt(Interrupt { vector: vector::OVERFLOW, next_rip }));
         }
         let size = instruction.op0_register().size();
-        let linear = self.linear(instruction);
+        let linear = self.checked(instruction, 2 * size, Path::Read)?;
         let low = sign_extend(self.read_number(linear, size)?, size);
         let high = sign_extend(self.read_number(linear.wrapping_add(size as u64), size)?, size);
         let index = sign_extend(self.get(instruction.op0_register()), size);

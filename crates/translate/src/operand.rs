@@ -72,14 +72,16 @@ impl Emitter {
     /// An instruction with one explicit memory operand.
     pub(crate) fn memory(&mut self, decoded: &Decoded, operand: Operand) {
         let instruction = decoded.instruction;
+        self.pending_fault(&instruction);
         self.before_access(decoded.live_before());
-        let masked = is_masked(&instruction).then(|| self.remember(instruction));
+        let masked = is_masked(&instruction);
         let check = Check {
             rip: instruction.ip(),
             size: operand.size,
             path: operand.path,
             masked,
             stack: uses_stack_segment(&instruction),
+            segment: crate::segments::register(instruction.memory_segment()),
         };
         let displacement = match operand.address {
             AddressKind::Usual => match self.share {
@@ -113,6 +115,25 @@ impl Emitter {
         }
         self.after_instruction(decoded);
         self.finish(Some(instruction.next_ip()));
+    }
+
+    /// What x87 and MMX instructions do before they access memory: report an earlier x87 fault.
+    fn pending_fault(&mut self, instruction: &Instruction) {
+        use iced_x86::{CpuidFeature, Mnemonic};
+        let waits = !matches!(
+            instruction.mnemonic(),
+            Mnemonic::Fnstcw | Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Fnstsw
+        );
+        let x87 = instruction.cpuid_features().iter().any(|feature| {
+            matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387)
+        });
+        let mmx = (0..instruction.op_count())
+            .any(|op| instruction.op_kind(op) == OpKind::Register && instruction.op_register(op).is_mm());
+        if mmx || (x87 && waits) {
+            self.mark(instruction.ip());
+            // fwait
+            self.hot.put(&[0x9b]);
+        }
     }
 
     /// Emits address and check of an explicit operand; returns what to add to R14.
@@ -211,8 +232,8 @@ impl Emitter {
 
     /// The address of the word that a bit test with a register operand selects.
     fn bit_address(&mut self, instruction: &Instruction, size: u32) {
-        if let Offset::Constant(address) = self.address(instruction, 0) {
-            self.hot.constant(reg::R14, address);
+        if let Offset::Constant(offset) = self.offset_adjusted(instruction, 0) {
+            self.hot.constant(reg::R14, offset);
         }
         let bits = number(instruction.op1_register());
         if is_stolen(bits) {
@@ -231,7 +252,13 @@ impl Emitter {
         self.hot.put(&[0x49, 0xc1, 0xff, shift]);
         let scale = u8::try_from(size).unwrap_or(8);
         let mem = Mem { base: Some(reg::R14), index: Some(reg::R15), scale, disp: 0 };
-        self.hot.lea(self.conditions.bits == Bits::B64, reg::R14, mem);
+        // The sum is an offset like any other: cut to the address size, then added to the segment's base.
+        let width = address_width(instruction, self.conditions.bits);
+        self.hot.lea(width == 8, reg::R14, mem);
+        if width == 2 {
+            self.hot.op_reg(false, &[0x0f, 0xb7], reg::R14, reg::R14);
+        }
+        self.add_segment(instruction, Offset::InScratch);
         // The bit's number in the word, for later: cutting clobbers flags, so it is done now.
         if is_stolen(bits) {
             self.load_guest(reg::R15, bits);
@@ -462,6 +489,14 @@ fn encodable(code: Code) -> Code {
         Code::Inc_r32 => Code::Inc_rm32,
         Code::Dec_r16 => Code::Dec_rm16,
         Code::Dec_r32 => Code::Dec_rm32,
+        Code::Add_rm8_imm8_82 => Code::Add_rm8_imm8,
+        Code::Or_rm8_imm8_82 => Code::Or_rm8_imm8,
+        Code::Adc_rm8_imm8_82 => Code::Adc_rm8_imm8,
+        Code::Sbb_rm8_imm8_82 => Code::Sbb_rm8_imm8,
+        Code::And_rm8_imm8_82 => Code::And_rm8_imm8,
+        Code::Sub_rm8_imm8_82 => Code::Sub_rm8_imm8,
+        Code::Xor_rm8_imm8_82 => Code::Xor_rm8_imm8,
+        Code::Cmp_rm8_imm8_82 => Code::Cmp_rm8_imm8,
         Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
         Code::Mov_AX_moffs16 => Code::Mov_r16_rm16,
         Code::Mov_EAX_moffs32 => Code::Mov_r32_rm32,
@@ -497,19 +532,36 @@ pub(crate) fn copies_address(instruction: &Instruction) -> bool {
         && !stolen(instruction.memory_index())
 }
 
-/// Whether the operand's elements can be masked out.
+/// Whether the CPU must be asked if an access that cannot be made is made: elements may be masked out, a store may not
+/// happen because of a floating-point exception.
 pub(crate) fn is_masked(instruction: &Instruction) -> bool {
     use iced_x86::Mnemonic;
     instruction.has_op_mask()
+        || matches!(
+            instruction.mnemonic(),
+            Mnemonic::Vcvtps2ph
+                | Mnemonic::Fst
+                | Mnemonic::Fstp
+                | Mnemonic::Fist
+                | Mnemonic::Fistp
+                | Mnemonic::Fisttp
+                | Mnemonic::Fbstp
+        )
         || matches!(
             instruction.mnemonic(),
             Mnemonic::Vmaskmovps | Mnemonic::Vmaskmovpd | Mnemonic::Vpmaskmovd | Mnemonic::Vpmaskmovq
         )
 }
 
-/// Whether the operand's segment is SS, so that a bad address is #SS.
-fn uses_stack_segment(instruction: &Instruction) -> bool {
-    instruction.memory_segment() == Register::SS
+/// Whether the operand's segment is SS, so that a bad address is #SS. Of the overrides, 64-bit code obeys two.
+pub(crate) fn uses_stack_segment(instruction: &Instruction) -> bool {
+    let base = instruction.memory_base().full_register();
+    let by_base = matches!(base, Register::RSP | Register::RBP);
+    match (instruction.segment_prefix(), instruction.code_size()) {
+        (Register::FS | Register::GS, _) => false,
+        (Register::None, _) | (_, iced_x86::CodeSize::Code64) => by_base,
+        (prefix, _) => prefix == Register::SS,
+    }
 }
 
 /// Where an address is after emission.

@@ -16,6 +16,7 @@ use paravane_engine::GuestMode;
 use crate::block::Need;
 use crate::emit::Bits;
 use crate::flow::Pad;
+use crate::limits::Strict;
 use crate::sites::PageId;
 
 /// What translated code takes for granted about the CPU's mode.
@@ -25,6 +26,10 @@ pub(crate) struct Env {
     pub(crate) bits: Bits,
     /// Segments other than FS and GS are based at 0.
     pub(crate) flat: bool,
+    /// Segments whose limit or type must be checked.
+    pub(crate) strict: Strict,
+    /// The last offset that code may lie at.
+    pub(crate) code_limit: u64,
     /// CR0.TS.
     pub(crate) task_switched: bool,
     /// EFLAGS.AC.

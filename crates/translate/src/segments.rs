@@ -13,6 +13,7 @@ use crate::bits::{low8, low16};
 use crate::emit::Bits;
 use crate::engine::Translator;
 use crate::help::{Done, exception, exception_with, stack_slot};
+use crate::state::Path;
 
 /// Descriptors in a page.
 const PER_PAGE: usize = 512;
@@ -53,7 +54,17 @@ impl Translator {
             Mnemonic::Push => {
                 let selector = self.selector(register(instruction.op0_register()));
                 let size = instruction.stack_pointer_increment().unsigned_abs() as usize;
-                self.push_number(u64::from(selector), size)
+                if size != 4 {
+                    return self.push_number(u64::from(selector), size);
+                }
+                // The upper half of the slot stays as it was.
+                let before = self.stack_pointer();
+                self.set_stack_pointer(before.wrapping_sub(2));
+                let pushed = self.push_number(u64::from(selector), 2);
+                if pushed.is_err() {
+                    self.set_stack_pointer(before);
+                }
+                pushed
             }
             Mnemonic::Pop => {
                 let size = instruction.stack_pointer_increment().unsigned_abs() as usize;
@@ -79,7 +90,7 @@ impl Translator {
                     self.set(instruction.op0_register(), selector);
                     return Ok(());
                 }
-                let linear = self.linear(instruction);
+                let linear = self.checked(instruction, 2, Path::Write)?;
                 self.write_number(linear, 2, selector)
             }
         }
@@ -94,7 +105,7 @@ impl Translator {
             _ => SegmentRegister::Ds,
         };
         let size = instruction.op0_register().size();
-        let linear = self.linear(instruction);
+        let linear = self.checked(instruction, size + 2, Path::Read)?;
         let offset = self.read_number(linear, size)?;
         let selector = self.read_number(linear.wrapping_add(size as u64), 2)?;
         self.load_segment(target, low16(selector))?;
@@ -230,7 +241,7 @@ impl Translator {
             _ => 4,
         };
         let (selector, offset) = if instruction.op0_kind() == OpKind::Memory {
-            let linear = self.linear(instruction);
+            let linear = self.checked(instruction, size + 2, Path::Read)?;
             let offset = self.read_number(linear, size)?;
             (low16(self.read_number(linear.wrapping_add(size as u64), 2)?), offset)
         } else {
@@ -346,7 +357,8 @@ impl Translator {
         }
         Some(match mnemonic {
             Mnemonic::Lsl => limit,
-            Mnemonic::Lar => (descriptor >> 32) & 0x00f0_ff00,
+            // The limit's upper bits come along, on every processor that was asked.
+            Mnemonic::Lar => (descriptor >> 32) & 0x00ff_ff00,
             _ => 0,
         })
     }
@@ -360,7 +372,7 @@ impl Translator {
             if instruction.op0_kind() == OpKind::Register {
                 self.set(instruction.op0_register(), value);
             } else {
-                let linear = self.linear(instruction);
+                let linear = self.checked(instruction, 2, Path::Write)?;
                 self.write_number(linear, 2, value)?;
             }
         }

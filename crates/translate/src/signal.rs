@@ -114,7 +114,8 @@ extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut l
     // SAFETY: the state outlives the engine's run, and the thread that runs it is in this handler, so nobody else
     // uses it.
     let state = unsafe { &mut *running.state };
-    state.fault = HostFault { host_rip: rip, vector, pending: 1 };
+    let address = registers[libc::REG_CR2 as usize].cast_unsigned();
+    state.fault = HostFault { host_rip: rip, vector, pending: 1, address };
     state.kept_status = state.status;
     state.status = flags::pack(eflags);
     registers[libc::REG_RIP as usize] = running.leave.cast_signed();

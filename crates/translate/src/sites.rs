@@ -3,6 +3,8 @@
 //! Code leaves with the index of a [`Site`] in a register; the site says what was going on and where to continue.
 //! A [`Mark`] maps host instructions back to guest instructions, for faults that the host CPU raises.
 
+use paravane_engine::SegmentRegister;
+
 use crate::state::Path;
 
 /// A code page's number, as code-page tables hold it. Zero is no page.
@@ -81,10 +83,12 @@ pub(crate) struct Access {
     pub(crate) aside: u32,
     /// What to subtract from the host address (the offset in the page, when the code adds it itself).
     pub(crate) bias: u16,
-    /// For masked vector operands, the index of the instruction: elements that are masked out must not fault.
-    pub(crate) masked: Option<u32>,
+    /// Whether elements can be masked out, which then must not fault.
+    pub(crate) masked: bool,
     /// Whether a non-canonical address is #SS rather than #GP.
     pub(crate) stack: bool,
+    /// The segment, if its limit or type must be checked.
+    pub(crate) segment: Option<SegmentRegister>,
     /// The page the code is in.
     pub(crate) page: PageId,
 }

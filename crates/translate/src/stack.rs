@@ -12,7 +12,7 @@ use crate::asm::{Mem, Size, reg};
 use crate::bits::low32;
 use crate::classify::StackOp;
 use crate::emit::{Bits, Check, Decoded, Emitter};
-use crate::operand::{Offset, is_stolen, number};
+use crate::operand::{Offset, is_stolen, number, uses_stack_segment};
 use crate::reuse::Share;
 use crate::state::{Path, State};
 
@@ -40,8 +40,9 @@ impl Emitter {
                 rip: instruction.ip(),
                 size: size.bytes(),
                 path: Path::Read,
-                masked: None,
-                stack: false,
+                masked: false,
+                stack: uses_stack_segment(instruction),
+                segment: crate::segments::register(instruction.memory_segment()),
             };
             let offset = self.operand_check(instruction, check);
             self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, offset));
@@ -112,8 +113,9 @@ impl Emitter {
                 rip: instruction.ip(),
                 size: size.bytes(),
                 path: Path::Write,
-                masked: None,
-                stack: false,
+                masked: false,
+                stack: uses_stack_segment(instruction),
+                segment: crate::segments::register(instruction.memory_segment()),
             };
             let offset = match self.address(instruction, bytes) {
                 Offset::Constant(address) => self.check_constant(address, check),
@@ -185,7 +187,14 @@ impl Emitter {
         size: Size,
         path: Path,
     ) -> i32 {
-        let check = Check { rip: instruction.ip(), size: size.bytes(), path, masked: None, stack: true };
+        let check = Check {
+            rip: instruction.ip(),
+            size: size.bytes(),
+            path,
+            masked: false,
+            stack: true,
+            segment: paravane_engine::SegmentRegister::Ss,
+        };
         let at = match self.share {
             Share::Alone => {
                 self.stack_address(pointer, displacement);

@@ -2,7 +2,7 @@
 //!
 //! Everything lies below 2 GiB, so that emitted instructions name it by a sign-extended 32-bit displacement
 //! and need no base register (a `gs:` base costs cycles on every load, a general register is one less for the
-//! guest). The order in the arena: [`State`], [`KickCell`], TLBs, code-page tables, jump caches, code.
+//! guest). The order in the arena: [`State`], [`KickCell`], bounce pages, TLBs, code-page tables, jump caches, code.
 
 use core::mem::offset_of;
 use core::sync::atomic::AtomicU64;
@@ -42,6 +42,8 @@ pub(crate) struct HostFault {
     pub(crate) vector: u64,
     /// Whether the fields are news.
     pub(crate) pending: u64,
+    /// The address that could not be accessed (CR2), of a page fault.
+    pub(crate) address: u64,
 }
 
 /// The part of the arena with named fields.
@@ -76,8 +78,6 @@ pub(crate) struct State {
     pub(crate) leave: u64,
     /// A fault of translated code.
     pub(crate) fault: HostFault,
-    /// Two pages through which instructions reach memory that is not one plain page.
-    pub(crate) bounce: Bounce,
     /// The page that a step works on instead of the guest's.
     pub(crate) shadow: Shadow,
 }
@@ -87,10 +87,17 @@ pub(crate) struct State {
 #[repr(C, align(4096))]
 pub(crate) struct Shadow(pub(crate) [u8; 4096]);
 
-/// Two pages of bytes, page-aligned so that an operand keeps its alignment.
-#[derive(Debug)]
-#[repr(C, align(4096))]
-pub(crate) struct Bounce(pub(crate) [u8; 8192]);
+/// The pages through which instructions reach memory that is not one plain page: two that cannot be accessed, two that
+/// can, one that cannot. What lies before or behind the middle stands for guest pages that are not there, so
+/// that the CPU itself says whether and where an instruction faults.
+pub(crate) mod bounce {
+    /// Pages in front that cannot be accessed.
+    pub(crate) const GUARDS: usize = 2;
+    /// Bytes of the middle.
+    pub(crate) const BYTES: usize = 2 * 4096;
+    /// All pages.
+    pub(crate) const PAGES: usize = GUARDS + 2 + 1;
+}
 
 /// What other threads write; on a cache line of its own.
 #[derive(Debug)]
@@ -114,11 +121,12 @@ pub(crate) enum Path {
 
 /// Offsets of the arena's parts from its base.
 pub(crate) mod part {
-    use super::{CODE_PAGE_ENTRIES, COLD_BYTES, HOT_BYTES, JUMP_ENTRIES, State, TLB_ENTRIES};
+    use super::{CODE_PAGE_ENTRIES, COLD_BYTES, HOT_BYTES, JUMP_ENTRIES, State, TLB_ENTRIES, bounce};
 
     pub(crate) const STATE: usize = 0;
     pub(crate) const KICK: usize = size_of::<State>();
-    pub(crate) const TLB: usize = KICK + 4096;
+    pub(crate) const BOUNCE: usize = KICK + 4096;
+    pub(crate) const TLB: usize = BOUNCE + bounce::PAGES * 4096;
     pub(crate) const TLB_BYTES: usize = TLB_ENTRIES * 16;
     pub(crate) const CODE_PAGES: usize = TLB + 4 * TLB_BYTES;
     pub(crate) const CODE_PAGES_BYTES: usize = CODE_PAGE_ENTRIES * 4;
@@ -176,6 +184,11 @@ impl Layout {
 
     pub(crate) fn jumps(self, mode: GuestMode) -> u32 {
         self.field(part::JUMPS + part::JUMPS_BYTES * mode as usize)
+    }
+
+    /// The first of the bounce pages that can be accessed.
+    pub(crate) fn bounce(self) -> u32 {
+        self.field(part::BOUNCE + bounce::GUARDS * 4096)
     }
 
     pub(crate) fn code(self) -> u32 {

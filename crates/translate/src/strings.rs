@@ -84,7 +84,8 @@ impl Translator {
         let down = self.goes_down();
         let source = self.string_address(Register::RSI, shape.source, shape.width);
         let target = self.string_address(Register::RDI, SegmentRegister::Es, shape.width);
-        let mut count = if self.env.single { 1 } else { left };
+        let strict = self.env.strict.has(shape.source) || self.env.strict.has(SegmentRegister::Es);
+        let mut count = if self.env.single || strict { 1 } else { left };
         let uses_source = matches!(shape.kind, Kind::Move | Kind::Load | Kind::Compare);
         let uses_target = !matches!(shape.kind, Kind::Load);
         if uses_source {
@@ -92,6 +93,17 @@ impl Translator {
         }
         if uses_target {
             count = count.min(elements_in_page(target, shape.size, down));
+        }
+        let size = shape.size as u64;
+        // The first element's address is the one that a fault shows.
+        if uses_source {
+            self.check_segment(shape.source, source, size, Path::Read)?;
+            self.pages_for(source, shape.size, Path::Read)?;
+        }
+        if uses_target {
+            let path = if matches!(shape.kind, Kind::Move | Kind::Store) { Path::Write } else { Path::Read };
+            self.check_segment(SegmentRegister::Es, target, size, path)?;
+            self.pages_for(target, shape.size, path)?;
         }
         let (done, goes_on) = match shape.kind {
             Kind::Move => (self.move_chunk(source, target, shape.size, count, down)?, true),
@@ -179,14 +191,13 @@ impl Translator {
     ) -> Result<(u64, bool), Exit> {
         let size = shape.size;
         for index in 0..count {
-            let right = self.read_number(offset_by(target, size, index, down), size);
             let left = match shape.kind {
-                Kind::Compare => self.read_number(offset_by(source, size, index, down), size),
+                Kind::Compare => self.read_number(offset_by(source, size, index, down), size)?,
                 Kind::Scan | Kind::Move | Kind::Store | Kind::Load => {
-                    Ok(cut_bytes(self.get(Register::RAX), size))
+                    cut_bytes(self.get(Register::RAX), size)
                 }
             };
-            let (left, right) = (left?, right?);
+            let right = self.read_number(offset_by(target, size, index, down), size)?;
             let flags = compare_flags(left, right, size);
             let context = &mut self.cpu.state_mut().context;
             context.rflags = (context.rflags & !rflags::STATUS) | flags;

@@ -10,8 +10,9 @@ use paravane_engine::{
 use crate::bits::{low8, low16, low32};
 use crate::emit::Bits;
 use crate::engine::Translator;
-use crate::help::{cut, exception, exception_with};
+use crate::help::{Done, cut, exception, exception_with};
 use crate::operand::number;
+use crate::state::Path;
 
 /// Where Xen's per-domain area maps a vCPU's GDT (`PERDOMAIN_VIRT_START`, xen/arch/x86/include/asm/config.h).
 const GDT_BASE: u64 = 0xffff_8200_0000_0000;
@@ -179,6 +180,21 @@ impl Translator {
         PrivilegedOp::Other
     }
 
+    /// LOOP, LOOPcc and JCXZ in 32-bit code that count in CX: 64-bit code has no such form.
+    pub(crate) fn counted_jump(&mut self, instruction: &Instruction) -> Done {
+        let counts = instruction.mnemonic() != Mnemonic::Jcxz;
+        let count = low16(self.get(Register::CX).wrapping_sub(u64::from(counts)));
+        self.set(Register::CX, u64::from(count));
+        let equal = self.cpu.state().context.rflags & rflags::ZF != 0;
+        let jumps = match instruction.mnemonic() {
+            Mnemonic::Jcxz => count == 0,
+            Mnemonic::Loope => count != 0 && equal,
+            Mnemonic::Loopne => count != 0 && !equal,
+            _ => count != 0,
+        };
+        Done::Jump(if jumps { instruction.near_branch_target() } else { instruction.next_ip() })
+    }
+
     /// SGDT, SIDT, SLDT, STR and SMSW: not privileged (UMIP is hidden); they show the hypervisor's tables.
     pub(crate) fn store_table(&mut self, instruction: &Instruction) -> Result<(), Exit> {
         let context = &self.cpu.state().context;
@@ -195,7 +211,7 @@ impl Translator {
             self.set(instruction.op0_register(), value);
             return Ok(());
         }
-        let linear = self.linear(instruction);
+        let linear = self.checked(instruction, 2, Path::Write)?;
         self.write_number(linear, 2, value)
     }
 
@@ -207,7 +223,7 @@ impl Translator {
             Bits::B64 => 10,
             Bits::B32 => 6,
         };
-        let linear = self.linear(instruction);
+        let linear = self.checked(instruction, len, Path::Write)?;
         self.write_linear(linear, &bytes[..len])
     }
 
@@ -222,7 +238,8 @@ impl Translator {
         Ok(())
     }
 
-    /// The adjustments of decimal arithmetic, and SALC. AMD APM vol. 3, each instruction's page.
+    /// The adjustments of decimal arithmetic, and SALC. AMD APM vol. 3, each instruction's page; flags that are
+    /// undefined there are as Intel's processors leave them.
     pub(crate) fn decimal(&mut self, instruction: &Instruction) -> Result<(), Exit> {
         let flags = self.cpu.state().context.rflags;
         let (carry, half) = (flags & rflags::CF != 0, flags & rflags::AF != 0);
@@ -240,6 +257,7 @@ impl Translator {
                 };
                 self.set(Register::AX, value & 0xff0f);
                 self.set_status(rflags::CF | rflags::AF, adjust_low);
+                self.set_result_flags(value & 0xf);
             }
             Mnemonic::Daa | Mnemonic::Das => {
                 let add = instruction.mnemonic() == Mnemonic::Daa;
@@ -259,12 +277,18 @@ impl Translator {
                 }
                 self.set(Register::AH, al / base);
                 self.set(Register::AL, al % base);
+                self.set_status(rflags::CF | rflags::AF, false);
                 self.set_result_flags(al % base);
             }
             _ => {
-                let value = al.wrapping_add(ah.wrapping_mul(u64::from(instruction.immediate8()))) & 0xff;
+                // Flags are those of the addition.
+                let product = ah.wrapping_mul(u64::from(instruction.immediate8())) & 0xff;
+                let value = (al + product) & 0xff;
                 self.set(Register::AX, value);
                 self.set_result_flags(value);
+                self.set_status(rflags::CF, al + product > 0xff);
+                self.set_status(rflags::AF, (al ^ product ^ value) & 0x10 != 0);
+                self.set_status(rflags::OF, !(al ^ product) & (al ^ value) & 0x80 != 0);
             }
         }
         Ok(())
@@ -276,6 +300,7 @@ impl Translator {
     }
 
     fn set_result_flags(&mut self, byte: u64) {
+        self.set_status(rflags::OF, false);
         self.set_status(rflags::ZF, byte & 0xff == 0);
         self.set_status(rflags::SF, byte & 0x80 != 0);
         self.set_status(rflags::PF, low8(byte).count_ones().is_multiple_of(2));

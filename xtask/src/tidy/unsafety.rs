@@ -21,7 +21,7 @@ const FILES: [(&str, &str); 9] = [
     ("crates/translate/src/signal.rs", "handles the host's fault signals"),
     ("crates/translate/src/trampoline.rs", "enters translated code and comes back"),
     ("crates/translate/src/tsc.rs", "reads the time-stamp counter"),
-    ("crates/translate/tests/cpu/native/mod.rs", "runs test code on the real CPU"),
+    ("crates/translate/tests/cpu/native/real.rs", "runs test code on the real CPU"),
 ];
 
 /// Checks each crate's root, and each file's use of `unsafe` against the list.

@@ -26,21 +26,13 @@ fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
 /// Loads code and a plain state, ready to run.
 fn prepare(machine: &mut Machine, code: &[u8]) {
     machine.memory.write(machine.machine_address(CODE), code).unwrap();
-    let cpu = Cpu { area: fpu_reset(), gprs: [0; 16], flags: 0x202, rip: CODE };
-    machine.load(&cpu);
+    machine.load(&Cpu::plain(CODE));
     let context = machine.engine.context_mut();
     context.set_gpr(Gpr::Rsp, STACK_TOP);
     context.set_gpr(Gpr::Rbx, DATA);
     context.mode = GuestMode::Kernel;
     context.user_root = None;
     context.task_switched = false;
-}
-
-fn fpu_reset() -> [u8; 4096] {
-    let mut area = [0; 4096];
-    area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
-    area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
-    area
 }
 
 fn run(code: Vec<u8>) -> (Exit, paravane_engine::VcpuContext) {
@@ -522,7 +514,9 @@ fn elements_that_are_masked_out_do_not_fault() {
     };
     assert_eq!(run(store(0, 0)).0, HLT);
     assert_eq!(run(store(UNMAPPED - 16, 0xffff)).0, HLT);
-    assert_eq!(run(store(UNMAPPED - 16, 0x6_0003)).0, page_fault(UNMAPPED + 1, 6));
+    // Which of the two elements behind the boundary CR2 names differs between processors.
+    let fault = run(store(UNMAPPED - 16, 0x6_0003)).0;
+    assert!([1, 2].iter().any(|byte| fault == page_fault(UNMAPPED + byte, 6)), "{fault:?}");
     let load = assemble(|a| {
         a.mov(rax, UNMAPPED - 8)?;
         a.vpcmpeqd(xmm1, xmm1, xmm1)?;
