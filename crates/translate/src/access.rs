@@ -227,12 +227,10 @@ impl Translator {
         let exit = bounced.pages[usize::from(within >= bounced.first_part())].err()?;
         let linear = bounced.linear.wrapping_add(within as u64);
         let linear = if self.env.bits == Bits::B32 { linear & 0xffff_ffff } else { linear };
-        Some(match exit {
-            Exit::PageFault(PageFault { address: _, code }) => {
-                Exit::PageFault(PageFault { address: linear, code })
-            }
-            other => blame_stack(other, bounced.stack),
-        })
+        if let Exit::PageFault(PageFault { address: _, code }) = exit {
+            return Some(Exit::PageFault(PageFault { address: linear, code }));
+        }
+        Some(blame_stack(exit, bounced.stack))
     }
 
     // Guest memory for helpers.

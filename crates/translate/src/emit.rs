@@ -299,7 +299,7 @@ impl Emitter {
     fn check_range(&mut self, access: Check, shared: bool) {
         if self.conditions.strict.has(access.segment) {
             let jump = self.hot.jmp_later();
-            self.expect([None, Some(jump)], None, access, 0);
+            self.expect([None, Some(jump)], None, access, (0, shared));
             return;
         }
         let layout = self.layout;

@@ -12,6 +12,8 @@
 //! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
 //!   `fpu` and
 //!   `elements` perform what is not worth emitting.
+//! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
+//!   happens to each form.
 //! * `arena`, `state`, `trampoline` and `signal` hold the unsafe ground: shared memory, entry, host faults.
 //!
 //! # Registers
@@ -32,6 +34,7 @@ mod bits;
 mod block;
 mod breakpoints;
 mod classify;
+pub mod coverage;
 mod elements;
 mod emit;
 mod engine;

@@ -483,7 +483,7 @@ fn renamed(like: Register, host: u8) -> Register {
 
 /// The form of an instruction that 64-bit code has too, and that takes any register or address.
 #[expect(clippy::wildcard_enum_match_arm, reason = "names the few forms that differ")]
-fn encodable(code: Code) -> Code {
+pub(crate) fn encodable(code: Code) -> Code {
     match code {
         Code::Inc_r16 => Code::Inc_rm16,
         Code::Inc_r32 => Code::Inc_rm32,

@@ -230,13 +230,17 @@ pub(crate) struct Present([u64; 4]);
 impl Present {
     /// Those that instructions may use on this host.
     pub(crate) fn on_this_host() -> Self {
+        Self::of(|leaf, subleaf, register, bit| {
+            raw_cpuid(leaf, subleaf)[usize::from(register)] >> bit & 1 != 0
+        })
+    }
+
+    fn of(host_has: impl Fn(u32, u32, u8, u8) -> bool) -> Self {
         let mut set = Self([0; 4]);
         for (feature, presence) in FEATURES {
             let present = match presence {
                 Always => true,
-                Host(leaf, subleaf, register, bit) => {
-                    raw_cpuid(leaf, subleaf)[usize::from(register)] >> bit & 1 != 0
-                }
+                Host(leaf, subleaf, register, bit) => host_has(leaf, subleaf, register, bit),
                 Never(_) => false,
             };
             if present {
@@ -244,6 +248,11 @@ impl Present {
             }
         }
         set
+    }
+
+    /// Whatever is offered on some host.
+    pub(crate) fn everything() -> Self {
+        Self::of(|_, _, _, _| true)
     }
 
     pub(crate) fn has(&self, feature: CpuidFeature) -> bool {

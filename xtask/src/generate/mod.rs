@@ -3,6 +3,7 @@
 //! A page is committed, so that it can be read without building anything, and a test holds it to the tables.
 
 mod coverage;
+mod translator;
 
 use std::fs;
 
@@ -16,7 +17,10 @@ struct Page {
     text: fn() -> String,
 }
 
-const PAGES: [Page; 1] = [Page { path: "docs/abi-coverage.md", text: coverage::page }];
+const PAGES: [Page; 2] = [
+    Page { path: "docs/abi-coverage.md", text: coverage::page },
+    Page { path: "docs/translator-coverage.md", text: translator::page },
+];
 
 /// Writes every page.
 pub(crate) fn run(repo: &Repo) -> anyhow::Result<()> {

@@ -51,8 +51,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "paravane-minikernel",
         ],
     ),
-    // Pages of the documentation are generated from the tables of the lowest two and of the hypervisor; the bench makes a
-    // kernel.
+    // Pages of the documentation are generated from the tables of the crates; the bench makes a kernel.
     (
         "xtask",
         &[
@@ -60,6 +59,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
             "paravane-x86",
             "paravane-builder",
             "paravane-hypervisor",
+            "paravane-translate",
             "paravane-initramfs",
             "paravane-bench-guest",
         ],

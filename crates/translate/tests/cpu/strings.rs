@@ -40,8 +40,8 @@ fn string_moves_do_what_the_cpu_does() {
             code.push(0xb9);
             code.extend(u32::try_from(random.below(40)).expect("small").to_le_bytes());
         }
-        let mut before = Cpu { area: [0; 4096], gprs: [0; 16], flags: 0x202, rip: crate::native::CODE };
-        before.area = machine.random_area(&mut random);
+        let mut before = Cpu::plain(crate::native::CODE);
+        before.area = crate::native::random::area(machine.mask, &mut random);
         before.gprs = std::array::from_fn(|_| random.next());
         let longest = if random.below(8) == 0 { 1200 } else { 40 };
         before.gprs[1] = random.below(longest);

@@ -215,7 +215,6 @@ impl Machine {
         let flags = match access {
             Access::All => 7,
             Access::ReadOnly => 5,
-            Access::NoExecute => 7 | 1 << 63,
             Access::None => 0,
         };
         let address = DATA + page as u64 * PAGE_SIZE;
@@ -224,14 +223,6 @@ impl Machine {
             self.map(address, frame(DATA_FRAME + page as u64), flags);
             self.engine.flush_tlb(TlbFlush::Page(GuestVirt(address)));
         }
-    }
-
-    /// Installs a descriptor in the LDT of both sides. The native one may refuse it.
-    pub(crate) fn set_ldt(&mut self, entry: u16, words: [u32; 4], descriptor: u64) -> bool {
-        assert!(entry < LDT_ENTRIES);
-        let at = MachAddr(frame(LDT_FRAME).0 * PAGE_SIZE + u64::from(entry) * 8);
-        self.memory.store_u64(at, descriptor).unwrap();
-        real::set_ldt(words)
     }
 
     /// Puts the engine's CPU into 64-bit user-like state with these registers.

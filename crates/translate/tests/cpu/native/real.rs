@@ -282,8 +282,6 @@ pub(crate) fn map(address: u64, pages: u64) {
 pub(crate) enum Access {
     All,
     ReadOnly,
-    /// Readable and writable.
-    NoExecute,
     None,
 }
 
@@ -291,19 +289,11 @@ pub(crate) fn protect(address: u64, access: Access) {
     let allowed = match access {
         Access::All => libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
         Access::ReadOnly => libc::PROT_READ | libc::PROT_EXEC,
-        Access::NoExecute => libc::PROT_READ | libc::PROT_WRITE,
         Access::None => libc::PROT_NONE,
     };
     // SAFETY: one of the tests' own pages.
     let set = unsafe { libc::mprotect(ptr::without_provenance_mut(address as usize), 4096, allowed) };
     assert_eq!(set, 0);
-}
-
-/// Puts a descriptor into the process's LDT. The words are those of Linux's `struct user_desc`.
-pub(crate) fn set_ldt(words: [u32; 4]) -> bool {
-    // SAFETY: the kernel reads 16 bytes and checks them.
-    let set = unsafe { libc::syscall(libc::SYS_modify_ldt, 0x11, words.as_ptr(), 16) };
-    set == 0
 }
 
 /// Installs the handler above whatever handles the signals now.
