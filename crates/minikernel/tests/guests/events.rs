@@ -2,7 +2,7 @@
 
 use iced_x86::{IcedError, code_asm::*};
 use paravane_abi::{hypercall::Hypercall, sched::ShutdownReason};
-use paravane_minikernel::{Assembled, End, Entry, Outcome, Program, Setup, Way, both_ways};
+use paravane_minikernel::{Assembled, End, Entry, Layout, Outcome, Program, Setup, Way, both_ways};
 
 const EFAULT: i64 = -14;
 const EEXIST: i64 = -17;
@@ -264,6 +264,36 @@ fn a_timer_interrupts_a_kernel_that_computes() {
     }) {
         assert_eq!(event_count(&outcome), 1, "{outcome}");
     }
+}
+
+#[test]
+fn a_timer_interrupts_a_program_in_user_mode() {
+    for outcome in both_ways(|p| {
+        bind_timer(p)?;
+        p.set_user_root(p.layout.mfn(p.layout.table(4)))?;
+        p.load(p.layout.shared_info() + 32 + 16)?;
+        p.a.mov(rdi, rax)?;
+        p.a.add(rdi, 3_000_000)?;
+        p.invoke(Hypercall::SetTimerOp)?;
+        p.in_user_mode(|p| {
+            // The program's RFLAGS had IF clear, so events are masked: it unmasks them, as only a test's would.
+            unmask(p)?;
+            let mut forever = p.a.create_label();
+            p.a.set_label(&mut forever)?;
+            p.a.inc(rcx)?;
+            p.a.jmp(forever)
+        })?;
+        p.call_gives("the kernel goes on in its own mode", Hypercall::XenVersion, &[7, 0], 4096)
+    }) {
+        let trap = outcome.trap();
+        assert_eq!(trap.entry, Entry::Event, "{outcome}");
+        assert_eq!(trap.cs(), 0xe033, "user mode, events on: {outcome}");
+        assert_eq!(trap.frame_at, layout().kernel_stack_top() - 56, "{outcome}");
+    }
+}
+
+fn layout() -> Layout {
+    Layout::new(&Setup::default())
 }
 
 #[test]

@@ -13,4 +13,5 @@ mod mmu;
 mod random;
 mod self_modifying;
 mod small;
+mod start;
 mod user_mode;

@@ -308,9 +308,34 @@ impl<'a> Generator<'a> {
         })
     }
 
+    /// A program in user mode that does something and traps.
+    fn try_program(&mut self) -> Assembled {
+        let (pointer, value) = (self.pointer(), self.word());
+        let kind = self.random.below(8);
+        let bytes: Vec<u8> = (0..8).map(|_| self.random.next().to_le_bytes()[3]).collect();
+        self.p.in_user_mode(|p| {
+            p.a.mov(rbx, pointer)?;
+            p.a.mov(rax, value)?;
+            match kind {
+                0 => p.a.syscall(),
+                1 => p.a.sysenter(),
+                2 => p.a.int(0x80),
+                3 => p.a.mov(qword_ptr(rbx), rax),
+                4 => p.a.jmp(rbx),
+                5 => p.a.mov(rsp, rbx),
+                _ => p.a.db(&bytes),
+            }
+        })
+    }
+
     fn run(mut self, instructions: bool) -> Assembled {
+        if instructions {
+            self.p.set_user_root(self.p.layout.mfn(self.p.layout.table(4)))?;
+        }
         for _ in 0..STEPS {
-            if instructions && self.random.one_in(2) {
+            if instructions && self.random.one_in(8) {
+                self.try_program()?;
+            } else if instructions && self.random.one_in(2) {
                 self.try_instruction()?;
             } else {
                 self.try_hypercall()?;
