@@ -375,3 +375,48 @@ fn single_descriptors_are_checked_and_stored() {
     let kept = guest.domain.frame_table.record(guest.mfn(DATA)).unwrap();
     assert!(kept.is_used_as(Use::SegmentDescriptors));
 }
+
+#[test]
+fn a_list_that_cannot_be_one_is_noticed_before_a_domain_that_does_not_exist() {
+    const STRANGER: u64 = 9;
+    let mut guest = TestGuest::new();
+    let request = guest.argument(&[0_u64; 3]);
+    let counter = guest.va(COUNTER_PFN);
+    let mut refused = |call: Hypercall, list: u64, domains: u64| {
+        guest.poke(COUNTER_PFN, 0, 77);
+        let result = guest.hypercall(call, &[list, 1, counter, domains]);
+        (result, guest.peek(COUNTER_PFN, 0))
+    };
+    let list_of_xen = 0xffff_8000_0000_0000;
+    for call in [Hypercall::MmuUpdate, Hypercall::MmuextOp] {
+        assert_eq!(refused(call, list_of_xen, STRANGER), (failed(Errno::Efault), 77), "{call}");
+    }
+    // Only an unknown owner of the frames that are mapped is found late enough to be counted: nothing was done.
+    assert_eq!(refused(Hypercall::MmuUpdate, request, STRANGER), (failed(Errno::Esrch), 0));
+    let tables = (STRANGER + 1) << 16 | u64::from(DomId::SELF.0);
+    assert_eq!(refused(Hypercall::MmuUpdate, request, tables), (failed(Errno::Esrch), 77));
+    assert_eq!(refused(Hypercall::MmuextOp, request, STRANGER), (failed(Errno::Esrch), 77));
+}
+
+#[test]
+fn a_gdt_has_fourteen_pages_of_the_guests_and_gives_them_back() {
+    let mut guest = TestGuest::new();
+    let pages: Vec<u64> = (0..14).map(|page| SPARE_PFN + page).collect();
+    for pfn in &pages {
+        guest.protect(*pfn);
+    }
+    let frames: Vec<u64> = pages.iter().map(|pfn| guest.mfn(*pfn).0).collect();
+    let list = guest.argument(frames.as_slice());
+    assert_eq!(guest.hypercall(Hypercall::SetGdt, &[list, 7168]), 0);
+    for (slot, pfn) in pages.iter().enumerate() {
+        assert_eq!(guest.context.descriptors.gdt[slot], Some(guest.mfn(*pfn)));
+        let writable = guest.entry(*pfn, LEAF);
+        assert_eq!(guest.map(*pfn, writable), failed(Errno::Ebusy), "page {slot}");
+    }
+    assert_eq!(guest.context.descriptors.gdt[14], Some(guest.machine.gdt), "and one of Xen's");
+    assert_eq!(guest.hypercall(Hypercall::SetGdt, &[0, 0]), 0);
+    for pfn in pages {
+        let writable = guest.entry(pfn, LEAF);
+        assert_eq!(guest.map(pfn, writable), 0);
+    }
+}
