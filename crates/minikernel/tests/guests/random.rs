@@ -13,7 +13,7 @@ use paravane_minikernel::{Assembled, End, Limits, Program, Setup, Way};
 /// Guests of each kind in a run, unless `PARAVANE_GUESTS` says otherwise.
 const GUESTS: u64 = 150;
 /// Things that one guest tries.
-const STEPS: u64 = 80;
+const STEPS: u64 = 120;
 
 /// The generator of Marsaglia's xorshift family with a multiplication behind it.
 struct Random(u64);
@@ -95,13 +95,15 @@ impl<'a> Generator<'a> {
 
     /// The frame of something of the guest's, or one that is not.
     fn frame(&mut self) -> u64 {
-        match self.random.below(12) {
+        match self.random.below(16) {
             0 => self.small(),
             1 => self.p.layout.machine.frames.start.0 + self.random.below(200),
             2 => self.p.layout.machine.frames.end.0 + self.small(),
             3 => self.random.next() >> 12,
-            _ => {
-                let address = self.address();
+            kind => {
+                // Mostly of a few pages, so that what is done to one meets what was done before.
+                let own = self.random.pick(&self.pages);
+                let address = if kind < 12 { own } else { self.address() };
                 self.p.layout.mfn(address).0
             }
         }
@@ -123,7 +125,8 @@ impl<'a> Generator<'a> {
     /// The machine address of an entry of one of the builder's tables, or of a plain word.
     fn slot(&mut self) -> u64 {
         let level = 1 + self.random.below(4);
-        let table = if self.random.one_in(3) { self.address() } else { self.p.layout.table(level) };
+        let own = self.random.pick(&self.pages);
+        let table = if self.random.one_in(2) { own } else { self.p.layout.table(level) };
         let index = self.random.pick(&[0, 1, 256, 257, 258, 260, 272, 510, 511, 37]);
         let index = if self.random.one_in(2) { self.random.below(512) } else { index };
         self.p.layout.maddr(table).0 + index * 8
@@ -155,7 +158,11 @@ impl<'a> Generator<'a> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others get words at random")]
     fn arguments(&mut self, call: Hypercall) -> [u64; 5] {
         let count = self.random.pick(&[1, 1, 2, 3, 0, 8, 0x8000_0001]);
-        let domain = self.random.pick(&[0x7ff0, 0x7ff0, 0x7ff0, 1, 0, 0x7ff1, 0x7fff]);
+        let domain = match self.random.below(20) {
+            0 => self.random.pick(&[0, 0x7ff1, 0x7fff, 5]),
+            1 => 1,
+            _ => 0x7ff0,
+        };
         let done = if self.random.one_in(4) { self.pointer() } else { 0 };
         match call {
             Hypercall::MmuUpdate => {
@@ -165,14 +172,26 @@ impl<'a> Generator<'a> {
                 [self.p.words(&requests), count.min(3), done, domain, 0]
             }
             Hypercall::MmuextOp => {
-                let operations: Vec<u64> =
-                    (0..2).flat_map(|_| [self.random.below(22), self.frame(), self.word()]).collect();
+                let operations: Vec<u64> = (0..2)
+                    .flat_map(|_| {
+                        let op = self.random.pick(&[0, 1, 2, 3, 4, 4, 4, 5, 13, 15, 16, 17]);
+                        let op = if self.random.one_in(4) { self.random.below(22) } else { op };
+                        [op, self.frame(), self.word()]
+                    })
+                    .collect();
                 [self.p.words(&operations), count.min(2), done, domain, 0]
+            }
+            // A page of its own, to read only: so it can become a page table or a table of descriptors.
+            Hypercall::UpdateVaMapping if self.random.one_in(2) => {
+                let page = self.random.pick(&self.pages);
+                let entry = self.p.layout.maddr(page).0 | self.random.pick(&[0x25, 0x25, 0x67]);
+                [page, entry, 2, 0, 0]
             }
             Hypercall::UpdateVaMapping => [self.address(), self.entry(), self.random.below(8), 0, 0],
             Hypercall::SetGdt => {
                 let frames = [self.frame(), self.frame()];
-                [self.p.words(&frames), self.random.below(1100), 0, 0, 0]
+                let entries = if self.random.one_in(4) { 1100 } else { 512 };
+                [self.p.words(&frames), self.random.below(entries), 0, 0, 0]
             }
             Hypercall::UpdateDescriptor => {
                 let word = self.random.next();
@@ -194,23 +213,31 @@ impl<'a> Generator<'a> {
                 [self.p.words(&table), 0, 0, 0, 0]
             }
             Hypercall::GrantTableOp => [self.random.below(14), self.structure(8), self.random.below(4), 0, 0],
+            Hypercall::EventChannelOp => [self.random.below(15), self.structure(4), 0, 0, 0],
             Hypercall::VcpuOp => {
                 [self.random.below(17), self.random.pick(&[0, 0, 0, 1]), self.structure(6), 0, 0]
             }
-            Hypercall::MemoryOp => {
-                let list: Vec<u64> = (0..4).map(|_| self.frame()).collect();
-                let list = self.p.words(&list);
-                let reservation = [list, self.random.below(5), self.random.below(3), 0x7ff0];
-                let other = [self.p.words(&[0; 8]), self.random.below(5), self.random.below(3), 0x7ff0, 0];
-                let both = [&reservation[..], &other].concat();
-                let structure = if self.random.one_in(3) { self.structure(9) } else { self.p.words(&both) };
-                [self.random.below(30), structure, 0, 0, 0]
-            }
+            Hypercall::MemoryOp => [self.random.below(30), self.reservations(), 0, 0, 0],
             _ => {
                 let first = if self.random.one_in(2) { self.small() } else { self.structure(6) };
                 [first, self.structure(6), self.word(), self.word(), self.word()]
             }
         }
+    }
+
+    /// What `memory_op` wants: a reservation, or the two of an exchange.
+    fn reservations(&mut self) -> u64 {
+        if self.random.one_in(3) {
+            return self.structure(9);
+        }
+        let frames: Vec<u64> = (0..4).map(|_| self.frame()).collect();
+        let lists = [self.p.words(&frames), self.p.words(&[0; 8])];
+        let mut words = Vec::new();
+        for list in lists {
+            words.extend([list, self.random.below(5), self.random.below(3), 0x7ff0]);
+        }
+        words.push(0);
+        self.p.words(&words)
     }
 
     fn hypercall(&mut self) -> Hypercall {
