@@ -30,7 +30,7 @@ use self::elf::{Elf, ElfError, LoadAddr, Segment};
 use self::inspection::Understanding;
 use self::parameters::Parameters;
 use self::payload::DecompressError;
-use self::symbol_table::SymbolTable;
+use self::symbol_table::{Symbol, SymbolTable};
 
 pub mod addresses;
 mod blocks;
@@ -137,6 +137,12 @@ impl<'a> Image<'a> {
     /// The bytes of the symbol table that the kernel wants behind itself, in pieces with their places.
     pub fn symbol_table_pieces(&self, table: &SymbolTable) -> [(LoadAddr, Cow<'_, [u8]>); 3] {
         table.pieces(self.understanding.elf.guest, &self.bytes)
+    }
+
+    /// What the ELF file's symbol table names: functions and data with their addresses and sizes, in the table's order.
+    /// Nothing if it has no usable table, as in a stripped kernel.
+    pub fn symbols(&self) -> impl Iterator<Item = Symbol<'_>> {
+        symbol_table::symbols(&self.understanding.elf, &self.bytes)
     }
 
     /// Everything there is to say about the image.

@@ -184,6 +184,18 @@ fn a_kernel_without_a_usable_table_boots_without_one() {
     }
 }
 
+#[test]
+fn the_symbols_of_an_image_are_its_functions_whether_it_asks_for_them_or_not() {
+    for guest in [Guest::Bits64, Guest::Bits32] {
+        let file = ElfFile::new(guest).load(LOADED_AT, b"code", KERNEL_BYTES).symbols(&FUNCTIONS).build();
+        let image = Image::open(&file).unwrap();
+        let found: Vec<_> = image.symbols().map(|symbol| (symbol.name, symbol.address.0)).collect();
+        assert_eq!(found, FUNCTIONS, "{guest}");
+    }
+    let stripped = kernel(Guest::Bits64).build();
+    assert_eq!(Image::open(&stripped).unwrap().symbols().count(), 0);
+}
+
 /// As in Xen, where the check is made with the end of the symbols.
 #[test]
 fn init_p2m_may_not_lie_in_the_symbols() {

@@ -30,6 +30,8 @@ use crate::setup::Setup;
 
 /// Pages of the image.
 pub(crate) const IMAGE_PAGES: u64 = 144;
+/// Pages of the symbol table behind it, in a kernel that has one: room for some 50 symbols.
+const SYMBOL_PAGES: u64 = 1;
 /// Bytes of the image.
 pub(crate) const IMAGE_BYTES: u64 = IMAGE_PAGES * PAGE_SIZE;
 
@@ -55,7 +57,7 @@ impl Layout {
         let plan = Plan::new(&Request {
             pages: setup.pages,
             virt_base: paravane_abi::units::GuestVirt(setup.base),
-            kernel_end: Pfn(IMAGE_PAGES),
+            kernel_end: Pfn(IMAGE_PAGES + SYMBOL_PAGES * u64::from(!setup.symbols.is_empty())),
             initrd_bytes: None,
             initrd_unmapped: false,
             init_p2m: None,
@@ -67,6 +69,11 @@ impl Layout {
     /// The address of a page of the image or of anything else in the initial mapping.
     pub fn page(&self, pfn: u64) -> u64 {
         self.base.wrapping_add(pfn * PAGE_SIZE)
+    }
+
+    /// Where a symbol table is loaded.
+    pub fn symbol_table(&self) -> u64 {
+        self.page(IMAGE_PAGES)
     }
 
     /// The hypercall page.

@@ -3,6 +3,11 @@
 //! It holds text, `KEY=value,KEY=value,…`, up to the first NUL. A key without `=` has an empty value.
 //! Numbers are written as C writes them: decimal, `0x` hexadecimal, or octal after a leading zero.
 //!
+//! What Xen lets pass and this refuses, as no kernel can have meant it: text where a number should be, which Xen takes
+//! for 0 or for the digits that it begins with; an unknown required feature, at which Xen stops reading and goes on
+//! without the keys behind it. Xen cuts a key behind 31 bytes and a value behind 127 and takes the rest for another
+//! entry; here they are read whole.
+//!
 //! Source: `elf_xen_parse_guest_info` of `xen/common/libelf/libelf-dominfo.c`.
 
 use paravane_abi::elfnote::{ElfNote, LegacyKey, NoteValue};

@@ -26,11 +26,13 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use paravane_abi::units::GuestVirt;
 use paravane_x86::mode::Guest;
 use serde::Serialize;
 use thiserror::Error;
 
 use super::elf::{Elf, LoadAddr, SectionPlace};
+use super::notes::until_nul;
 
 /// Bytes of the size in front of everything.
 const SIZE_BYTES: u64 = 4;
@@ -153,6 +155,50 @@ impl SymbolTable {
     }
 }
 
+/// A symbol that stands for code or data of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Symbol<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address.
+    pub address: GuestVirt,
+    /// How many bytes it covers; 0 if the file does not say.
+    pub len: u64,
+}
+
+/// The symbols of `elf`, whose bytes are `file`.
+pub(super) fn symbols<'a>(elf: &Elf, file: &'a [u8]) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
+    let guest = elf.guest;
+    let (table, names) = match elf.symbol_sections() {
+        Ok((table, names)) => (slice(file, &table.bytes), slice(file, &names.bytes)),
+        Err(_) => (&[][..], &[][..]),
+    };
+    let entry_len = usize::try_from(symbol_bytes(guest)).unwrap_or(usize::MAX);
+    table.chunks_exact(entry_len).filter_map(move |entry| symbol(guest, entry, names))
+}
+
+/// Reads an entry of a symbol table. `None` for one that stands for no place in the kernel, or has no name.
+fn symbol<'a>(guest: Guest, entry: &[u8], names: &'a [u8]) -> Option<Symbol<'a>> {
+    /// Types of symbols that stand for a section or a source file, and larger ones for other things still.
+    const FUNCTION: u8 = 2;
+    /// Section numbers: undefined, and constants that are no addresses.
+    const UNDEFINED: u64 = 0;
+    const ABSOLUTE: u64 = 0xfff1;
+    let number = |at: usize, len: usize| {
+        entry[at..at + len].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+    };
+    let (info, section, address, len) = match guest {
+        Guest::Bits64 => (entry[4], number(6, 2), number(8, 8), number(16, 8)),
+        Guest::Bits32 => (entry[12], number(14, 2), number(4, 4), number(8, 4)),
+    };
+    if info & 0xf > FUNCTION || section == UNDEFINED || section == ABSOLUTE {
+        return None;
+    }
+    let name = names.get(usize::try_from(number(0, 4)).ok()?..)?;
+    let name = core::str::from_utf8(until_nul(name)).ok().filter(|name| !name.is_empty())?;
+    Some(Symbol { name, address: GuestVirt(address), len })
+}
+
 /// Bytes of a machine word.
 fn word(guest: Guest) -> u64 {
     match guest {
@@ -162,7 +208,7 @@ fn word(guest: Guest) -> u64 {
 }
 
 /// Bytes of an entry of a symbol table.
-pub(super) fn symbol_bytes(guest: Guest) -> u64 {
+fn symbol_bytes(guest: Guest) -> u64 {
     match guest {
         Guest::Bits64 => 24,
         Guest::Bits32 => 16,
