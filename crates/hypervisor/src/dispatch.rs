@@ -67,7 +67,11 @@ pub(crate) fn hypercall(call: &mut Call<'_>) -> Result<Verdict, CrashCause> {
             repeat(call, args);
             (None, Ok(verdict))
         }
-        Err(Refusal::Errno(errno)) => (Some(errno_value(errno)), Ok(Verdict::Run)),
+        Err(Refusal::Errno(errno)) => {
+            let result = errno_value(errno);
+            log_refusal(call, number, args, result);
+            (Some(result), Ok(Verdict::Run))
+        }
         Err(Refusal::Crash(cause)) => (None, Err(cause)),
     };
     call.domain.history.push(PastHypercall { number, args, result: value });
@@ -79,6 +83,12 @@ pub(crate) fn hypercall(call: &mut Call<'_>) -> Result<Verdict, CrashCause> {
         call.context.set_gpr(Gpr::Rax, value.cast_unsigned());
     }
     verdict
+}
+
+/// Says in the log that a hypercall is refused.
+pub(crate) fn log_refusal(call: &Call<'_>, number: u64, args: Args, result: i64) {
+    let (vcpu, rip) = (call.vcpu, call.context.rip);
+    log::debug!("vCPU {vcpu}: {} at {rip:#x}", PastHypercall { number, args, result: Some(result) });
 }
 
 /// Sets the registers so that the guest makes the hypercall again with `args`. RAX still holds the number.

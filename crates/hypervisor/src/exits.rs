@@ -93,6 +93,7 @@ pub(crate) fn inject(
 ) -> Result<Verdict, CrashCause> {
     let handler = call.vcpu().traps[usize::from(vector)].handler;
     let rip = call.context.rip;
+    log::trace!("vCPU {}: exception {vector} at {rip:#x} goes to {}", call.vcpu, handler.address);
     bounce::enter(call, Bounce { handler, error_code }, || match error_code {
         Some(code) => format!("exception {vector} with error code {code:#x}, raised at {rip:#x}"),
         None => format!("exception {vector}, raised at {rip:#x}"),

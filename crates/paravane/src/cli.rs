@@ -22,7 +22,7 @@ pub use self::{
     explain::{DrawnTopic, Explain, Hypercalls, ModedTopic, PlainTopic, Topic, Transition},
     hypercall_page::{FormArg, HypercallPage},
     inspect::Inspect,
-    run::{RunArgs, TraceKind},
+    run::{LogLevel, RunArgs, TraceKind},
     shell::{Completions, Man},
 };
 

@@ -119,6 +119,10 @@ impl StoreConnection {
     }
 
     fn give_up(&mut self, memory: &Memory, error: u32) -> Result<bool, RingError> {
+        log::warn!(
+            "domain {} broke its xenstore ring (error {error} in it), which is not served any more",
+            self.domain
+        );
         self.broken = true;
         let at = MachAddr(self.page.0 << PAGE_SHIFT | offset_of!(StoreRing, error) as u64);
         memory.store_u32(at, error)?;

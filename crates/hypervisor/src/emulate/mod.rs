@@ -62,7 +62,11 @@ pub(crate) fn privileged(call: &mut Call<'_>, privileged: Privileged) -> Result<
         Emulated::Refused if satisfy_early_rdmsr(call, privileged.op) => {
             finish(call, privileged.length, stepped)
         }
-        Emulated::Refused => exits::general_protection(call, 0),
+        Emulated::Refused => {
+            let (vcpu, rip) = (call.vcpu, call.context.rip);
+            log::debug!("vCPU {vcpu}: {:?} at {rip:#x} is refused with #GP", privileged.op);
+            exits::general_protection(call, 0)
+        }
         Emulated::Undefined => exits::inject(call, vector::INVALID_OPCODE, None),
         Emulated::Fault(fault) => exits::inject_page_fault(call, fault),
     }

@@ -144,17 +144,8 @@ impl Domain {
 }
 
 fn explain(errno: Errno, bad: Option<BadEntry>) -> String {
-    let Some(BadEntry { table, level, slot, entry }) = bad else {
-        return "the root is not a frame of the guest's that can be a page table".to_owned();
-    };
-    let why = if errno == Errno::Eperm {
-        "maps a frame that is not memory"
-    } else if errno == Errno::Ebusy {
-        "maps a frame that is not the guest's, or maps a page table for writing"
-    } else if level == Level::L1 {
-        "has bits set that a PV guest may not set"
-    } else {
-        "has bits set that a PV guest may not set, or names a frame that cannot be a table of the level below"
-    };
-    format!("entry {slot} ({entry:#x}) of the {level} table in frame {table} {why}")
+    bad.map_or_else(
+        || "the root is not a frame of the guest's that can be a page table".to_owned(),
+        |bad| bad.explain(errno),
+    )
 }

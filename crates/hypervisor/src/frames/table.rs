@@ -19,6 +19,7 @@
 
 use std::collections::BTreeMap;
 
+use paravane_abi::errno::Errno;
 use paravane_abi::units::{Mfn, VcpuId};
 use paravane_engine::{LDT_FRAMES, TlbFlush};
 use zerocopy::FromZeros;
@@ -141,6 +142,23 @@ pub(crate) struct BadEntry {
     pub(crate) slot: usize,
     /// The entry.
     pub(crate) entry: u64,
+}
+
+impl BadEntry {
+    /// Why the entry is refused with `errno`, as a sentence.
+    pub(crate) fn explain(&self, errno: Errno) -> String {
+        let Self { table, level, slot, entry } = *self;
+        let why = if errno == Errno::Eperm {
+            "maps a frame that is not memory"
+        } else if errno == Errno::Ebusy {
+            "maps a frame that is not the guest's, or maps a page table for writing"
+        } else if level == Level::L1 {
+            "has bits set that a PV guest may not set"
+        } else {
+            "has bits set that a PV guest may not set, or names a frame that cannot be a table of the level below"
+        };
+        format!("entry {slot} ({entry:#x}) of the {level} table in frame {table} {why}")
+    }
 }
 
 /// The records of all frames and what else decides about them.

@@ -82,7 +82,11 @@ impl Frames<'_> {
             self.table.bad_entry = None;
             if let Err(errno) = self.get_entry(table, level, entry, Mappable::Own) {
                 // The innermost table is the one that says why.
-                self.table.bad_entry.get_or_insert(BadEntry { table, level, slot, entry: raw });
+                if self.table.bad_entry.is_none() {
+                    let bad = BadEntry { table, level, slot, entry: raw };
+                    log::debug!("a page table is refused with {errno}: {}", bad.explain(errno));
+                    self.table.bad_entry = Some(bad);
+                }
                 self.put_entries(table, level, &entries[..slot]);
                 return Err(errno);
             }

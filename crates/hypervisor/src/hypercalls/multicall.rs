@@ -98,7 +98,11 @@ fn entry(call: &mut Call<'_>, at: GuestVirt) -> Result<Step, Refusal> {
             call.space().write_value(at, &rest)?;
             return Ok(Step::Unfinished(verdict));
         }
-        Err(Refusal::Errno(errno)) => (dispatch::errno_value(errno), None),
+        Err(Refusal::Errno(errno)) => {
+            let result = dispatch::errno_value(errno);
+            dispatch::log_refusal(call, entry.op, [a0, a1, a2, a3, a4], result);
+            (result, None)
+        }
         Err(refusal @ Refusal::Crash(_)) => return Err(refusal),
     };
     store_result(call, at, result.cast_unsigned())?;

@@ -15,9 +15,20 @@ Exit codes:
   130  stopped by Ctrl-A x or a signal
   2, 65, 66, 70, 74  as for every command: `paravane --help`
 
+Log levels, each with those above it:
+  error  what ends the guest
+  warn   what is odd, and is dealt with
+  info   what happens once: kernel, memory, devices that connect, the end
+  debug  the layout of memory; every request of the guest's that is refused, and why; statistics
+  trace  every exit of the guest, and every exception that it gets
+
+--log and --trace write whole lines to standard error, or both to --log-file. The ending and the crash report
+are printed on standard error in any case.
+
 Examples:
   paravane run vmlinuz -i initrd.img -p 'root=/dev/ram0 quiet' -m 512M
-  paravane run vmlinuz --trace hypercalls --log-file trace.txt --timeout 60";
+  paravane run vmlinuz --trace hypercalls --log-file trace.txt --timeout 60
+  paravane run vmlinuz --log debug --log-file paravane.log";
 
 /// What to run, and how.
 #[derive(Debug, Args)]
@@ -49,13 +60,16 @@ pub struct RunArgs {
     /// Print only what the guest prints, and errors
     #[arg(short, long)]
     pub quiet: bool,
-    /// Print what the guest does
-    #[arg(long, value_enum, value_name = "WHAT")]
+    /// Log what Paravane does, down to this level [default: warn; info with --log-file; error with --quiet]
+    #[arg(long, value_enum, value_name = "LEVEL", hide_possible_values = true)]
+    pub log: Option<LogLevel>,
+    /// Print what the guest does, a line each: `hypercalls`
+    #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true)]
     pub trace: Option<TraceKind>,
-    /// Write the trace to this file instead of standard error
-    #[arg(long, value_name = "FILE", requires = "trace")]
+    /// Write log and trace to this file instead of standard error
+    #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
-    /// A symbol map for crash reports, such as System.map
+    /// A symbol map for crash reports, such as System.map; else the kernel's own symbol table is used
     #[arg(long, value_name = "FILE")]
     pub symbols: Option<PathBuf>,
     /// Translate one instruction at a time: slow, to narrow down a fault of the translator
@@ -71,6 +85,21 @@ pub struct RunArgs {
 pub enum TraceKind {
     /// Every hypercall with its arguments and result
     Hypercalls,
+}
+
+/// Values of `--log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// What ends the guest
+    Error,
+    /// What is odd, and is dealt with
+    Warn,
+    /// What happens once: kernel, memory, devices that connect, the end
+    Info,
+    /// The layout of memory; every request of the guest's that is refused, and why
+    Debug,
+    /// Every exit of the guest, and every exception that it gets
+    Trace,
 }
 
 /// A time that can be waited for.

@@ -27,7 +27,15 @@ use crate::{
         page::{Block, Page},
     },
 };
+use paravane_x86::descriptor::Descriptor;
 use register::Register;
+
+pub(crate) use pte::pte_summary;
+
+/// A descriptor in the words of one table cell, such as "data, writable; DPL 3; flat".
+pub(crate) fn descriptor_summary(descriptor: Descriptor) -> String {
+    descriptor::summary(descriptor::Entry { low: descriptor, high: None })
+}
 
 /// Runs `command`, prints what it answers, and returns the exit code.
 ///

@@ -88,6 +88,12 @@ fn frame_use(level: Level) -> &'static str {
     }
 }
 
+/// What an entry of a table of `level` does for a 64-bit guest, in one line.
+pub(crate) fn pte_summary(level: u8, pte: Pte) -> String {
+    let level = Level::ALL.into_iter().find(|known| known.number() == level).unwrap_or(Level::L1);
+    summary(Place { level, guest: Guest::Bits64 }, pte)
+}
+
 /// What the entry does, in one line.
 fn summary(place: Place, pte: Pte) -> String {
     if pte.0 == 0 {

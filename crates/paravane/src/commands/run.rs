@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use log::LevelFilter;
 use paravane_abi::units::PAGE_SIZE;
 
 use crate::{
-    cli::{RunArgs, TraceKind},
+    cli::{LogLevel, RunArgs, TraceKind},
     failure::Failure,
-    run::{self, RunConfig, TraceTo, kernel_cache::KernelCache},
+    run::{self, LogConfig, RunConfig, kernel_cache::KernelCache},
 };
 
 /// Runs the guest and returns the exit code that says how it ended.
@@ -22,10 +23,12 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Failure> {
 
 fn configuration(args: RunArgs) -> Result<RunConfig, Failure> {
     let bytes = memory_size(&args.memory)?;
-    let trace = args.trace.map(|TraceKind::Hypercalls| match args.log_file {
-        Some(path) => TraceTo::File(path),
-        None => TraceTo::StandardError,
-    });
+    let level = match args.log {
+        Some(level) => filter(level),
+        None if args.log_file.is_some() => LevelFilter::Info,
+        None if args.quiet => LevelFilter::Error,
+        None => LevelFilter::Warn,
+    };
     Ok(RunConfig {
         kernel: args.kernel,
         cache: if args.no_cache { None } else { KernelCache::of_user() },
@@ -36,11 +39,22 @@ fn configuration(args: RunArgs) -> Result<RunConfig, Failure> {
         dry_run: args.dry_run,
         stats: args.stats,
         quiet: args.quiet,
-        trace,
+        log: LogConfig { level, file: args.log_file },
+        trace_hypercalls: args.trace == Some(TraceKind::Hypercalls),
         one_insn_blocks: args.one_insn_blocks,
         perf_map: args.perf_map,
         symbols: args.symbols,
     })
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    }
 }
 
 /// The command line with `console=hvc0`, unless a console is named already.

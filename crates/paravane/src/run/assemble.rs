@@ -1,10 +1,10 @@
 //! Puts a guest together: image, memory, domain, devices, engine.
 
-use std::{fs, sync::Arc, thread::JoinHandle};
+use std::{fs, path::Path, sync::Arc, thread::JoinHandle};
 
 use paravane_abi::{
     memory::E820Entry,
-    units::{DomId, PAGE_SIZE, Pfn, Port},
+    units::{DomId, Mfn, PAGE_SIZE, Pfn, Port},
 };
 use paravane_builder::{
     domain::{BuildError, BuildRequest, BuiltDomain, PlanError, build},
@@ -24,7 +24,9 @@ use super::{
     RunConfig,
     clock::Calibration,
     kernel_file::KernelFile,
-    machine::{Backends, Machine},
+    log::Sink,
+    machine::{Backends, Machine, Used},
+    symbols::Symbols,
     toolstack::{self, GuestFacts},
 };
 use crate::failure::Failure;
@@ -40,19 +42,24 @@ pub(super) struct Assembled {
     pub(super) engine: Translator,
     /// A few lines about it.
     pub(super) summary: String,
+    /// The symbols of the kernel file itself.
+    pub(super) symbols: Symbols,
     /// Puts the unpacked kernel into the cache.
     pub(super) keeping: Option<JoinHandle<()>>,
 }
 
 /// Reads the files and builds everything.
-pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembled, Failure> {
+pub(super) fn assemble(
+    config: &RunConfig,
+    clock: Calibration,
+    sink: &Arc<Sink>,
+) -> Result<Assembled, Failure> {
     let file = KernelFile::read(&config.kernel, config.cache.clone())?;
     let image = Image::open(file.bytes()).map_err(|error| refused(config, &error))?;
     let kernel = image.pv_kernel().map_err(|error| refused(config, &error))?;
-    let initrd = match &config.initrd {
-        None => None,
-        Some(path) => Some(fs::read(path).map_err(|error| Failure::Input { path: path.clone(), error })?),
-    };
+    log_kernel(config, &image);
+    let symbols = Symbols::of_image(&image);
+    let initrd = config.initrd.as_deref().map(read_initrd).transpose()?;
     let frames = Frames::plan(config.pages).map_err(|error| Failure::Usage(error.to_string()))?;
     let memory = frames.allocate().map_err(|error| Failure::Internal(error.to_string()))?;
     let memory = Arc::new(memory);
@@ -79,16 +86,76 @@ pub(super) fn assemble(config: &RunConfig, clock: Calibration) -> Result<Assembl
         store_port,
     })
     .map_err(|error| build_failed(config, &error))?;
+    log_layout(&frames, &built);
     let summary = summarise(config, &built);
     let backends = connect(config, &mut domain, &memory, &built, (console_port, store_port), uuid)?;
     let mut context = built.context;
     domain.adopt(&frames, config.pages, &mut context).map_err(internal)?;
-    if config.trace.is_some() {
+    if config.trace_hypercalls {
         domain.trace_hypercalls();
     }
     *engine.context_mut() = context;
-    let machine = Machine::new(memory, domain, backends, config.trace.as_ref())?;
-    Ok(Assembled { machine, engine, summary, keeping: file.keep(image) })
+    let machine = Machine::new(memory, domain, backends, Arc::clone(sink));
+    Ok(Assembled { machine, engine, summary, symbols, keeping: file.keep(image) })
+}
+
+fn read_initrd(path: &Path) -> Result<Vec<u8>, Failure> {
+    let bytes = fs::read(path).map_err(|error| Failure::Input { path: path.to_owned(), error })?;
+    log::info!("initrd {}: {} bytes", path.display(), bytes.len());
+    Ok(bytes)
+}
+
+/// What the image is.
+fn log_kernel(config: &RunConfig, image: &Image<'_>) {
+    if !log::log_enabled!(log::Level::Info) {
+        return;
+    }
+    let inspection = image.inspect();
+    log::info!(
+        "kernel {}: {} ELF of {} bytes. {} {}",
+        config.kernel.display(),
+        inspection.elf.guest,
+        inspection.elf.len,
+        inspection.verdict.summary,
+        inspection.verdict.grounds.join(" ")
+    );
+    for problem in &inspection.problems {
+        log::warn!("kernel: {problem}");
+    }
+    if let Some(table) = &inspection.addresses.symbol_table {
+        log::info!("kernel: its symbol table is loaded behind it, {} symbols", table.symbols);
+    }
+}
+
+/// Where everything is.
+fn log_layout(frames: &Frames, built: &BuiltDomain) {
+    let plan = &built.plan;
+    let end = Mfn(frames.memory.end.0 - 1);
+    log::info!("memory: {} pages, machine frames {} to {end}", plan.pages, frames.memory.start);
+    log::debug!("layout: page 0 appears at {}, pages up to {} are mapped", plan.virt_base, plan.mapped_end);
+    for (what, range) in [("initrd", plan.initrd.as_ref()), ("p2m list", Some(&plan.p2m))] {
+        if let Some(range) = range {
+            log::debug!("layout: {what} in pages {} to {}", range.start, range.end);
+        }
+    }
+    for (what, page) in [
+        ("start_info", plan.start_info),
+        ("xenstore ring", plan.xenstore),
+        ("console ring", plan.console),
+        ("boot stack", plan.boot_stack),
+    ] {
+        let frame = frames.frame_of(page).unwrap_or_default();
+        log::debug!("layout: {what} in page {page}, frame {frame}");
+    }
+    log::debug!("layout: page tables in pages {} to {}", plan.tables.start, plan.tables.end);
+    if let Some(mapping) = &plan.p2m_mapping {
+        log::debug!(
+            "layout: the p2m list is mapped at {}, by page tables in pages {} to {}",
+            mapping.at,
+            mapping.tables.start,
+            mapping.tables.end
+        );
+    }
 }
 
 fn new_domain(
@@ -156,6 +223,7 @@ fn connect(
         store_port,
         typed: std::collections::VecDeque::new(),
         console_broken: false,
+        used: Used::default(),
     })
 }
 

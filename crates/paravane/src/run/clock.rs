@@ -10,6 +10,7 @@ use std::{
 
 use paravane_hypervisor::{ClockSource, Tsc};
 use paravane_translate::read_tsc;
+use rustix::time::{ClockId, clock_gettime};
 
 /// The shortest time over which the frequency is measured.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -30,6 +31,13 @@ struct Reading {
 /// Reads the TSC.
 pub(super) fn now() -> Tsc {
     Tsc(read_tsc())
+}
+
+/// CPU time that this process has used, in all its threads, in seconds.
+pub(super) fn cpu_seconds() -> f64 {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    let nanoseconds = u32::try_from(spent.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(spent.tv_sec).unwrap_or(0), nanoseconds).as_secs_f64()
 }
 
 impl Reading {

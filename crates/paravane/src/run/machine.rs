@@ -3,23 +3,22 @@
 use std::{
     collections::VecDeque,
     fmt::Write as _,
-    fs::File,
-    io::{self, Write},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use paravane_abi::units::{Mfn, Port, VcpuId};
 use paravane_devices::{
+    byte_ring::RingError,
     console::Console,
     xenstore::{Store, StoreConnection},
 };
-use paravane_engine::{Kick, TlbFlush};
+use paravane_engine::{Exit, Kick, TlbFlush};
 use paravane_hypervisor::{Domain, PortError};
 use paravane_memory::Memory;
 use paravane_translate::Stats;
 
-use super::{Ending, TraceTo, clock, symbols::Symbols};
+use super::{Ending, clock, log::Sink, symbols::Symbols};
 use crate::failure::Failure;
 
 /// A running guest.
@@ -29,6 +28,8 @@ pub(super) struct Machine {
     state: Mutex<State>,
     /// Something happened that a sleeping vCPU or the supervisor may wait for.
     changed: Condvar,
+    /// Where the trace goes.
+    sink: Arc<Sink>,
     pub(super) symbols: Symbols,
 }
 
@@ -40,9 +41,41 @@ pub(super) struct State {
     /// Makes the engine of vCPU 0 stop.
     pub(super) kick: Option<Kick>,
     ending: Option<Ending>,
-    trace: Option<TraceSink>,
     stats: Stats,
-    exits: u64,
+    exits: ExitCounts,
+}
+
+/// How often the guest stopped for what.
+#[derive(Clone, Copy, Debug, Default)]
+struct ExitCounts {
+    hypercalls: u64,
+    system_calls: u64,
+    page_faults: u64,
+    exceptions: u64,
+    privileged: u64,
+    interruptions: u64,
+    /// INT n, and look-ups in the LDT.
+    others: u64,
+}
+
+impl ExitCounts {
+    fn count(&mut self, exit: &Exit) {
+        *match exit {
+            Exit::Hypercall => &mut self.hypercalls,
+            Exit::GuestSyscall(_) => &mut self.system_calls,
+            Exit::PageFault(_) => &mut self.page_faults,
+            Exit::Exception(_) => &mut self.exceptions,
+            Exit::Privileged(_) => &mut self.privileged,
+            Exit::Interrupted => &mut self.interruptions,
+            Exit::SoftwareInterrupt(_) | Exit::LdtPage { .. } => &mut self.others,
+        } += 1;
+    }
+
+    fn total(&self) -> u64 {
+        let Self { hypercalls, system_calls, page_faults, exceptions, privileged, interruptions, others } =
+            *self;
+        hypercalls + system_calls + page_faults + exceptions + privileged + interruptions + others
+    }
 }
 
 /// The console and xenstore.
@@ -57,13 +90,15 @@ pub(super) struct Backends {
     pub(super) typed: VecDeque<u8>,
     /// The guest broke its console ring: nothing more is read from it.
     pub(super) console_broken: bool,
+    /// Which backends the guest has used, for the log.
+    pub(super) used: Used,
 }
 
-/// Where trace lines go.
-#[derive(Debug)]
-enum TraceSink {
-    StandardError,
-    File(File),
+/// Which backends the guest has used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Used {
+    console: bool,
+    store: bool,
 }
 
 /// What is to be done after the lock is released.
@@ -81,24 +116,16 @@ pub(super) struct Chores {
 const MAX_TYPED: usize = 64 << 10;
 
 impl Machine {
-    pub(super) fn new(
-        memory: Arc<Memory>,
-        domain: Domain,
-        backends: Backends,
-        trace: Option<&TraceTo>,
-    ) -> Result<Self, Failure> {
-        let trace = match trace {
-            None => None,
-            Some(TraceTo::StandardError) => Some(TraceSink::StandardError),
-            Some(TraceTo::File(path)) => {
-                let file =
-                    File::create(path).map_err(|error| Failure::Input { path: path.clone(), error })?;
-                Some(TraceSink::File(file))
-            }
+    pub(super) fn new(memory: Arc<Memory>, domain: Domain, backends: Backends, sink: Arc<Sink>) -> Self {
+        let state = State {
+            domain,
+            backends,
+            kick: None,
+            ending: None,
+            stats: Stats::default(),
+            exits: ExitCounts::default(),
         };
-        let state =
-            State { domain, backends, kick: None, ending: None, trace, stats: Stats::default(), exits: 0 };
-        Ok(Self { memory, state: Mutex::new(state), changed: Condvar::new(), symbols: Symbols::default() })
+        Self { memory, state: Mutex::new(state), changed: Condvar::new(), sink, symbols: Symbols::default() }
     }
 
     pub(super) fn with_symbols(mut self, symbols: Symbols) -> Self {
@@ -188,24 +215,46 @@ impl Machine {
             self.changed.notify_all();
         }
         if !chores.trace.is_empty() {
-            let written = match &mut self.lock().trace {
-                Some(TraceSink::File(file)) => file.write_all(chores.trace.as_bytes()),
-                Some(TraceSink::StandardError) | None => {
-                    io::stderr().lock().write_all(chores.trace.as_bytes())
-                }
-            };
-            written.map_err(Failure::Output)?;
+            self.sink.write(&chores.trace)?;
             chores.trace.clear();
         }
         Ok(())
     }
 
+    /// Says in the log how the guest ended, and what it took.
+    pub(super) fn log_end(&self, ending: &Ending) {
+        let text = ending.describe();
+        let first = text.lines().next().unwrap_or_default();
+        if ending.exit_code() == 0 {
+            ::log::info!("{first}");
+        } else {
+            ::log::error!("{first}");
+        }
+        if ::log::log_enabled!(::log::Level::Debug) {
+            for line in self.statistics().lines() {
+                ::log::debug!("{}", line.strip_prefix("paravane: ").unwrap_or(line));
+            }
+        }
+    }
+
     /// What the guest and its engine did, as text.
     pub(super) fn statistics(&self) -> String {
         let state = self.lock();
-        let mut out = format!("paravane: {:.3} s of guest time, {} exits\n", state.seconds(), state.exits);
-        let stats = &state.stats;
+        let (stats, exits) = (&state.stats, &state.exits);
+        let mut out = format!(
+            "paravane: the guest's clock shows {:.3} s; {:.3} s of CPU time were used; {} exits\n",
+            state.seconds(),
+            clock::cpu_seconds(),
+            exits.total()
+        );
         for (name, value) in [
+            ("  hypercalls", exits.hypercalls),
+            ("  system calls", exits.system_calls),
+            ("  page faults", exits.page_faults),
+            ("  other exceptions", exits.exceptions),
+            ("  privileged instructions", exits.privileged),
+            ("  interruptions by timers", exits.interruptions),
+            ("  others", exits.others),
             ("blocks translated", stats.blocks),
             ("guest instructions in them", stats.instructions),
             ("bytes of host code", stats.code_bytes),
@@ -242,8 +291,8 @@ impl State {
     }
 
     /// Counts an exit and remembers the engine's statistics.
-    pub(super) fn count_exit(&mut self, stats: Stats) {
-        self.exits += 1;
+    pub(super) fn count_exit(&mut self, exit: &Exit, stats: Stats) {
+        self.exits.count(exit);
         self.stats = stats;
     }
 
@@ -275,7 +324,10 @@ impl State {
     }
 
     fn serve_store(&mut self, memory: &Memory) -> Result<(), Failure> {
-        let Backends { store, connection, store_port, .. } = &mut self.backends;
+        let Backends { store, connection, store_port, used, .. } = &mut self.backends;
+        if !std::mem::replace(&mut used.store, true) {
+            ::log::info!("the guest uses xenstore");
+        }
         let served = connection.serve(store, memory);
         if served.map_err(|error| Failure::Internal(error.to_string()))? {
             self.domain.notify_from_backend(*store_port).unwrap_or_else(closed);
@@ -290,9 +342,12 @@ impl State {
         match Console::new(memory, self.backends.console).take_output(&mut chores.output) {
             Ok(0) => {}
             Ok(_) => {
+                if !std::mem::replace(&mut self.backends.used.console, true) {
+                    ::log::info!("the guest uses its console");
+                }
                 self.domain.notify_from_backend(self.backends.console_port).unwrap_or_else(closed);
             }
-            Err(_) => self.backends.console_broken = true,
+            Err(error) => self.backends.give_console_up(&error),
         }
         chores.typed_taken |= self.offer_typed(memory);
     }
@@ -311,11 +366,19 @@ impl State {
                 self.domain.notify_from_backend(backends.console_port).unwrap_or_else(closed);
                 true
             }
-            Err(_) => {
-                backends.console_broken = true;
+            Err(error) => {
+                backends.give_console_up(&error);
                 false
             }
         }
+    }
+}
+
+impl Backends {
+    /// The guest put nonsense into its console ring.
+    fn give_console_up(&mut self, error: &RingError) {
+        ::log::warn!("the guest broke its console ring, which is not served any more: {error}");
+        self.console_broken = true;
     }
 }
 

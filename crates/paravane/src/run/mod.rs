@@ -10,7 +10,8 @@
 //!   input.rs    what the person types
 //!   clock.rs    the host's clocks
 //!   terminal.rs raw mode and keys
-//!   toolstack.rs, symbols.rs, report.rs
+//!   log.rs      the program's own log, and where it goes
+//!   toolstack.rs, symbols.rs, report/
 //! ```
 //!
 //! One thread runs the virtual CPU, one waits for its next deadline, one reads standard input, one waits for signals, and
@@ -21,6 +22,7 @@ mod clock;
 mod input;
 pub mod kernel_cache;
 mod kernel_file;
+mod log;
 mod machine;
 pub mod report;
 pub mod symbols;
@@ -38,13 +40,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::{stdio, termios::isatty};
+
 use crate::failure::Failure;
 
 use assemble::{Assembled, assemble};
 use kernel_cache::KernelCache;
+use log::Sink;
 use machine::Machine;
 use symbols::Symbols;
 use terminal::RawMode;
+
+pub use log::LogConfig;
 
 /// What to run, and how.
 #[derive(Clone, Debug)]
@@ -67,23 +74,16 @@ pub struct RunConfig {
     pub stats: bool,
     /// Print nothing but what the guest prints, and errors.
     pub quiet: bool,
-    /// Where the hypercall trace goes.
-    pub trace: Option<TraceTo>,
+    /// What is logged, and where log and trace go.
+    pub log: LogConfig,
+    /// Write a line for every hypercall.
+    pub trace_hypercalls: bool,
     /// Put each instruction into a block of its own.
     pub one_insn_blocks: bool,
     /// Write a map of translated code for `perf`.
     pub perf_map: bool,
     /// A symbol map for crash reports.
     pub symbols: Option<PathBuf>,
-}
-
-/// Where the hypercall trace goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TraceTo {
-    /// Standard error.
-    StandardError,
-    /// A file.
-    File(PathBuf),
 }
 
 /// How a guest ended.
@@ -137,10 +137,12 @@ impl Ending {
 /// Whatever keeps it from starting, and failures of Paravane's own. How the guest ended is no error.
 pub fn run(config: &RunConfig) -> Result<Ending, Failure> {
     let clock = clock::Calibration::start();
-    let symbols = load_symbols(config)?;
-    let mut assembled = assemble(config, clock)?;
+    let sink = Sink::open(config.log.file.as_deref())?;
+    log::install(config.log.level, &sink, Instant::now());
+    let given = load_symbols(config)?;
+    let mut assembled = assemble(config, clock, &sink)?;
     let keeping = assembled.keeping.take();
-    let ending = run_assembled(config, assembled, symbols);
+    let ending = run_assembled(config, assembled, given, &sink);
     if let Some(keeping) = keeping {
         // It is done long before, unless the guest was not even started.
         drop(keeping.join());
@@ -148,7 +150,13 @@ pub fn run(config: &RunConfig) -> Result<Ending, Failure> {
     ending
 }
 
-fn run_assembled(config: &RunConfig, assembled: Assembled, symbols: Symbols) -> Result<Ending, Failure> {
+/// Runs the guest, with the symbols that were given or else those of its own file.
+fn run_assembled(
+    config: &RunConfig,
+    assembled: Assembled,
+    given: Option<Symbols>,
+    sink: &Sink,
+) -> Result<Ending, Failure> {
     if config.dry_run {
         crate::output::write_raw(assembled.summary.as_bytes())?;
         return Ok(Ending::PoweredOff);
@@ -157,16 +165,20 @@ fn run_assembled(config: &RunConfig, assembled: Assembled, symbols: Symbols) -> 
         note(&assembled.summary);
     }
     let raw = RawMode::enter().map_err(Failure::Output)?;
-    let Assembled { machine, engine, .. } = assembled;
-    let machine = Arc::new(machine.with_symbols(symbols));
+    sink.set_raw(raw.is_some() && isatty(stdio::stderr()));
+    let Assembled { machine, engine, symbols, .. } = assembled;
+    let machine = Arc::new(machine.with_symbols(given.unwrap_or(symbols)));
     let ending = supervise(config, &machine, engine, raw.as_ref())?;
     drop(raw);
+    sink.set_raw(false);
+    machine.log_end(&ending);
     if !config.quiet || ending.exit_code() != 0 {
         note(&format!("paravane: {}\n", ending.describe().trim_end()));
     }
     if config.stats {
         note(&machine.statistics());
     }
+    sink.check()?;
     Ok(ending)
 }
 
@@ -202,8 +214,8 @@ fn supervise(
     Ok(machine.ending().unwrap_or(Ending::Quit))
 }
 
-fn load_symbols(config: &RunConfig) -> Result<Symbols, Failure> {
-    let Some(path) = &config.symbols else { return Ok(Symbols::default()) };
+fn load_symbols(config: &RunConfig) -> Result<Option<Symbols>, Failure> {
+    let Some(path) = &config.symbols else { return Ok(None) };
     let text = fs::read_to_string(path).map_err(|error| Failure::Input { path: path.clone(), error })?;
     let symbols = Symbols::parse(&text);
     if symbols.is_empty() {
@@ -212,7 +224,7 @@ fn load_symbols(config: &RunConfig) -> Result<Symbols, Failure> {
             path.display()
         )));
     }
-    Ok(symbols)
+    Ok(Some(symbols))
 }
 
 /// Writes to standard error; nothing can be done if that fails.

@@ -23,6 +23,7 @@ use crate::failure::Failure;
 pub(super) fn run(machine: &Machine, timer: &Timer, engine: Translator) -> Result<(), Failure> {
     let mut runner = Runner { machine, timer, engine, vcpu: VcpuId(0), chores: Chores::default() };
     machine.lock().kick = Some(runner.engine.kick_handle());
+    log::info!("vCPU 0 starts at {}", machine.symbols.place(runner.engine.context().rip));
     let result = runner.run();
     timer.stop();
     // Whatever ended this thread ends the guest.
@@ -50,8 +51,9 @@ impl Runner<'_> {
             // Inside: from exit to exit. Outside: whatever keeps the vCPU from running.
             while let Some(Verdict::Run) = verdict {
                 let exit = self.engine.run();
+                log::trace!("vCPU {}: at {:#x}: {exit:?}", self.vcpu, self.engine.context().rip);
                 let mut state = self.machine.lock();
-                state.count_exit(self.engine.stats());
+                state.count_exit(&exit, self.engine.stats());
                 if state.is_over() {
                     return Ok(());
                 }
@@ -85,9 +87,10 @@ impl Runner<'_> {
             match verdict {
                 Verdict::ShadowWrite(write) => verdict = self.shadow_write(&mut state, &write),
                 Verdict::Shutdown(reason) => {
+                    let ending = self.ending_of(&state, reason);
                     drop(state);
                     self.machine.carry_out(&mut self.chores)?;
-                    self.machine.end(ending_of(reason));
+                    self.machine.end(ending);
                     return Ok(None);
                 }
                 Verdict::Crash(crash) => {
@@ -167,14 +170,19 @@ impl Runner<'_> {
     fn describe(&self, state: &State, crash: &CrashReport) -> String {
         report::render(crash, &self.machine.memory, state.domain.history(), &self.machine.symbols)
     }
-}
 
-fn ending_of(reason: ShutdownReason) -> Ending {
-    match reason {
-        ShutdownReason::Poweroff => Ending::PoweredOff,
-        ShutdownReason::Reboot | ShutdownReason::SoftReset => Ending::Rebooted,
-        ShutdownReason::Suspend => Ending::Suspended,
-        ShutdownReason::Crash => Ending::Crashed("the guest reported that it crashed".to_owned()),
-        ShutdownReason::Watchdog => Ending::Watchdog,
+    fn ending_of(&self, state: &State, reason: ShutdownReason) -> Ending {
+        match reason {
+            ShutdownReason::Poweroff => Ending::PoweredOff,
+            ShutdownReason::Reboot | ShutdownReason::SoftReset => Ending::Rebooted,
+            ShutdownReason::Suspend => Ending::Suspended,
+            ShutdownReason::Crash => Ending::Crashed(report::render_given_up(
+                self.engine.context(),
+                &self.machine.memory,
+                state.domain.history(),
+                &self.machine.symbols,
+            )),
+            ShutdownReason::Watchdog => Ending::Watchdog,
+        }
     }
 }
