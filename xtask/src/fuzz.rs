@@ -22,6 +22,9 @@ use crate::repo::Repo;
 /// The manifest of the fuzz workspace.
 pub(crate) const MANIFEST: &str = "fuzz/Cargo.toml";
 
+/// The search for programs that the translator gets wrong.
+const TRANSLATE: &str = "translate";
+
 /// Flags of libFuzzer for every run: what counts as a hang, and as too much memory.
 const LIMITS: [&str; 2] = ["-timeout=10", "-rss_limit_mb=2048"];
 
@@ -45,9 +48,13 @@ pub(crate) struct Args {
 pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
     let targets = targets(repo)?;
     let Some(target) = &args.target else {
-        targets.iter().for_each(|target| println!("{target}"));
+        targets.iter().map(String::as_str).chain([TRANSLATE]).for_each(|target| println!("{target}"));
         return Ok(());
     };
+    if target == TRANSLATE {
+        let minutes = args.minutes.or(args.seconds.map(|seconds| seconds.div_ceil(60)));
+        return translate(repo, minutes.unwrap_or(1));
+    }
     ensure!(targets.contains(target), "no fuzz target {target:?}; there are {}", targets.join(", "));
     build(repo)?;
     let minutes = args.minutes.unwrap_or(1);
@@ -55,6 +62,15 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
     let found = repo.path("fuzz/target/corpus").join(target);
     let mut fuzzer = fuzzer(repo, target, found)?;
     command::run(fuzzer.arg(format!("-max_total_time={seconds}")))
+}
+
+/// Runs random programs in the translator and on this CPU, which is what they are compared with. No coverage guides
+/// this search, so it is a test of the crate that is told to go on.
+fn translate(repo: &Repo, minutes: u64) -> anyhow::Result<()> {
+    let mut cargo = command::cargo(repo);
+    cargo.args(["test", "--locked", "-p", "paravane-translate", "--test", "cpu", "--", "--nocapture"]);
+    cargo.arg("random_programs_are_searched_for_as_long_as_asked");
+    command::run(cargo.env("PARAVANE_FUZZ_MINUTES", minutes.to_string()))
 }
 
 /// Builds all targets and runs each for a moment from its committed inputs, keeping nothing it finds but

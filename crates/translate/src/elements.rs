@@ -10,6 +10,7 @@ use paravane_engine::{Exit, FPU_AREA_BYTES, XSAVE_HEADER, vector};
 use crate::bits::{index as index_of, low8};
 use crate::engine::Translator;
 use crate::help::{cut, exception, sign_extend};
+use crate::state::Path;
 
 /// SSE and AVX in XSTATE_BV.
 const VECTORS: u64 = 6;
@@ -137,8 +138,11 @@ impl Translator {
             let raw = index[at..at + index_size].iter().rev().fold(0, |v, byte| v << 8 | u64::from(*byte));
             let linear = self.element_address(instruction, sign_extend(raw, index_size).cast_unsigned());
             let bytes = &mut value[element * size..(element + 1) * size];
-            let access =
-                if scatter { self.write_linear(linear, bytes) } else { self.read_linear(linear, bytes) };
+            let path = if scatter { Path::Write } else { Path::Read };
+            let segment = crate::segments::register(instruction.memory_segment());
+            let access = self.check_segment(segment, linear, size as u64, path).and_then(|()| {
+                if scatter { self.write_linear(linear, bytes) } else { self.read_linear(linear, bytes) }
+            });
             if access.is_err() {
                 // As Intel's processors leave registers that the instruction has begun to use.
                 if let Pending::Signs(mask) = pending {

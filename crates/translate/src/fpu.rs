@@ -48,7 +48,9 @@ impl Translator {
     pub(crate) fn save_state(&mut self, instruction: &Instruction) -> Result<(), Exit> {
         let asked = self.get(Register::EDX) << 32 | self.get(Register::EAX);
         let mask = asked & self.cpu.state().context.xcr0;
-        let linear = self.linear(instruction);
+        let restores = matches!(instruction.mnemonic(), Mnemonic::Xrstor | Mnemonic::Xrstor64);
+        let path = if restores { Path::Read } else { Path::Write };
+        let linear = self.checked(instruction, XSAVE_HEADER + 64, path)?;
         if linear & 63 != 0 {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
@@ -227,7 +229,8 @@ impl Translator {
     /// FXSAVE and FXRSTOR in 32-bit code, which has eight XMM registers.
     pub(crate) fn save_legacy(&mut self, instruction: &Instruction) -> Result<(), Exit> {
         const BYTES: usize = 160 + 8 * 16;
-        let linear = self.linear(instruction);
+        let path = if instruction.mnemonic() == Mnemonic::Fxsave { Path::Write } else { Path::Read };
+        let linear = self.checked(instruction, XSAVE_HEADER, path)?;
         if linear & 15 != 0 {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
@@ -327,6 +330,7 @@ impl Translator {
         let segment = crate::segments::register(instruction.memory_segment());
         let offset = crate::help::cut(self.get(Register::RDI), address_bytes);
         let linear = self.linear_of(segment, offset);
+        self.check_segment(segment, linear, len as u64, Path::Write)?;
         if len == 8 {
             if area[2] & 0x80 != 0 {
                 return Err(exception(vector::X87));

@@ -24,8 +24,12 @@
 //!
 //! # What is not exact
 //!
-//! Status flags that the guest is about to overwrite before anything can read them may hold other values when an
-//! exception or a kick lets the hypervisor look. x87 instruction pointers (FIP) are the host's.
+//! * Status flags that the guest is about to overwrite before anything can read them may hold other values when an
+//!   exception or a kick lets the hypervisor look. Keeping them would cost every block a save before its first access.
+//! * x87 instruction and data pointers (FIP, FDP) are the host's.
+//! * 16-bit code segments run as 32-bit ones, and a jump beyond a limit of CS faults at its target.
+//! * How far an instruction got whose fault lies in the middle of it (gathers, ENTER, flags that are undefined in
+//!   the manuals) is as on Intel's processors, which the tests compare with.
 
 mod access;
 mod arena;

@@ -1,19 +1,19 @@
 //! Faults at every kind of access, against the real CPU: every form whose operand lies in, or crosses into, pages
 //! that are not there or cannot be written. Vector, error code, CR2, RIP and all state must agree.
-#![expect(clippy::print_stdout, reason = "the summary of a run")]
 
 use std::collections::BTreeMap;
 
 use crate::forms::{forget, forget_state, is_whole, prepare};
-use crate::native::generate::{instance, is_incomparable, registers_for};
-use crate::native::{
-    Access, Bits, DATA, DATA_BYTES, DATA_PAGES, End, Machine, Random, compare, machine, seed,
-};
+use crate::native::compare::compare;
+use crate::native::generate::{instance, is_incomparable};
+use crate::native::random::{Random, registers_for, seed};
+use crate::native::real::Access;
+use crate::native::{Bits, DATA, DATA_BYTES, DATA_PAGES, End, Machine, machine};
 use iced_x86::{Code, Encoder, FlowControl, OpKind};
 use paravane_abi::units::{PAGE_BYTES, PAGE_SIZE};
 
 /// What every data page allows: holes and read-only pages beside ordinary ones.
-const PAGES: [Access; DATA_PAGES as usize] = [
+const PAGES: [Access; 8] = [
     Access::None,
     Access::All,
     Access::None,
@@ -90,7 +90,7 @@ fn every_form_faults_as_the_cpu_does() {
             }
         }
     }
-    protect(machine, &[Access::All; DATA_PAGES as usize]);
+    protect(machine, &[Access::All; 8]);
     println!("{cases} cases, {faults} of them faulted on both sides");
     let report: Vec<String> = failures.iter().take(300).map(|(form, why)| format!("{form} {why}")).collect();
     assert!(failures.is_empty(), "{} forms:\n{}", failures.len(), report.join("\n"));

@@ -1,12 +1,12 @@
 //! Every instruction form that iced-x86 can encode and the host CPU runs, on random operands, against the real CPU:
 //! in 64-bit code with addresses above and below 4 GiB, and in 32-bit code.
 
-#![expect(clippy::print_stdout, reason = "the summary of a run")]
-
 use std::collections::BTreeMap;
 
-use crate::native::generate::{instance, is_incomparable, registers_for};
-use crate::native::{After, Bits, DATA_BYTES, End, Random, compare, machine, seed};
+use crate::native::compare::compare;
+use crate::native::generate::{instance, is_incomparable};
+use crate::native::random::{Random, registers_for, seed};
+use crate::native::{After, Bits, DATA_BYTES, End, machine};
 use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Mnemonic, OpCodeOperandKind};
 use paravane_abi::units::PAGE_BYTES;
 
@@ -86,8 +86,8 @@ fn every_form_does_what_the_cpu_does() {
 pub(crate) fn forget(code: Code, end: &mut End) {
     let name = format!("{:?}", code.mnemonic());
     let kept = match name.as_str() {
-        _ if name.starts_with("Cmps") => 0,
-        _ if name.starts_with("Xsave") || is_long_x87(&name) || name.contains("askmov") => !0xfff,
+        _ if name.starts_with("Cmps") || name.starts_with("Xsave") => 0,
+        _ if is_long_x87(&name) || name.contains("askmov") => !0xfff,
         _ => return,
     };
     if let End::Fault { vector: 14, address, .. } = end {

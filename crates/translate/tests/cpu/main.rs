@@ -2,6 +2,7 @@
 //!
 //! One program for all of these tests: they share the native mappings at fixed addresses, and so take turns.
 
+mod cases;
 mod faults;
 mod forms;
 mod native;

@@ -1,11 +1,13 @@
 //! Random short programs with branches and a loop, against the real CPU: flags across instructions, jumps, stolen
 //! registers, linked blocks.
 #![expect(clippy::cast_possible_truncation, reason = "programs are short")]
-#![expect(clippy::print_stdout, reason = "the summary of a run")]
 #![expect(clippy::cast_possible_wrap, reason = "programs are short")]
 
-use crate::native::generate::{instance, is_incomparable, registers};
-use crate::native::{Cpu, DATA, DATA_PAGES, End, Machine, Random, compare, machine, seed};
+use crate::cases::Case;
+use crate::native::compare::compare;
+use crate::native::generate::{instance, is_incomparable};
+use crate::native::random::{Random, registers, seed};
+use crate::native::{After, Cpu, DATA, DATA_PAGES, End, Machine, machine};
 use iced_x86::{Code, Encoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
 use paravane_abi::units::PAGE_SIZE;
 use paravane_engine::rflags;
@@ -101,6 +103,34 @@ fn program(codes: &[Code], cpu: &Cpu, random: &mut Random, factory: &mut Instruc
     bytes
 }
 
+/// Makes random programs.
+pub(crate) struct Programs {
+    random: Random,
+    factory: InstructionInfoFactory,
+    codes: Vec<Code>,
+}
+
+impl Programs {
+    pub(crate) fn new(seed: u64) -> Self {
+        let codes = Code::values().filter(|code| is_ordinary(*code)).collect();
+        Self { random: Random(seed), factory: InstructionInfoFactory::new(), codes }
+    }
+
+    /// The next one, with registers for it.
+    pub(crate) fn case(&mut self, machine: &Machine) -> Case {
+        let mut before = state(machine, &mut self.random);
+        before.bases = [0; 2];
+        let code = program(&self.codes, &before, &mut self.random, &mut self.factory);
+        let seed = self.random.next() | 1;
+        Case { rip: before.rip, flags: before.flags, gprs: before.gprs, seed, code }
+    }
+}
+
+/// Flags that are not compared: those that a program is about to overwrite are not kept for a fault to show.
+pub(crate) fn ignored(native: &After) -> u64 {
+    if native.end == End::Done { 0 } else { rflags::STATUS }
+}
+
 #[test]
 fn random_programs_do_what_the_cpu_does() {
     let mut guard = machine();
@@ -117,9 +147,7 @@ fn random_programs_do_what_the_cpu_does() {
         let bytes = program(&codes, &before, &mut random, &mut factory);
         let (native, translated) = machine.both(&bytes, &before, &data, &stack);
         finished += usize::from(native.end == End::Done);
-        // Flags that the program is about to overwrite are not kept for a fault to show.
-        let ignored = if native.end == End::Done { 0 } else { rflags::STATUS };
-        if let Err(why) = compare(&native, &translated, ignored) {
+        if let Err(why) = compare(&native, &translated, ignored(&native)) {
             failures.push(format!("program {number} at {:#x}: {why}\n  {bytes:02x?}", before.rip));
         }
     }

@@ -1,7 +1,9 @@
 //! MOVS and STOS, in place and in Rust, against the real CPU: every width, with and without REP, around page ends,
 //! in both directions, overlapping or not.
 
-use crate::native::{Cpu, DATA, DATA_PAGES, End, Random, compare, machine, seed};
+use crate::native::compare::compare;
+use crate::native::random::{Random, seed};
+use crate::native::{Cpu, DATA, DATA_PAGES, End, machine};
 use paravane_abi::units::PAGE_SIZE;
 
 const CASES: usize = 1500;

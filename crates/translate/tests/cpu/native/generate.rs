@@ -5,8 +5,8 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register};
 use paravane_abi::units::PAGE_SIZE;
 
-pub(crate) use super::random::{registers, registers_for};
-use super::{Bits, Cpu, DATA, DATA_PAGES, Random, low, real};
+use super::random::Random;
+use super::{Bits, Cpu, DATA, DATA_PAGES, low, real};
 
 /// Instructions that cannot be compared: the CPU answers differently each time or as the host's kernel has set it
 /// up, or they would change this process.
@@ -350,13 +350,7 @@ fn memory(instruction: &mut Instruction, op: u32, kind: OpCodeOperandKind, cpu: 
     let no_base = matches!(kind, OpCodeOperandKind::mem_offs);
     let bases = is_64 && real::has_bases();
     if no_base || (!is_64 && random.one_in(10)) || (is_64 && is_low && random.one_in(20)) {
-        instruction.set_memory_displ_size(if no_base && size == 8 {
-            8
-        } else if is_64 {
-            8
-        } else {
-            4
-        });
+        instruction.set_memory_displ_size(if is_64 { 8 } else { 4 });
         instruction.set_memory_displacement64(somewhere);
         return;
     }

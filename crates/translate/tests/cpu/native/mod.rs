@@ -26,9 +26,7 @@ use paravane_engine::{
 use paravane_memory::Memory;
 use paravane_translate::{Options, Translator};
 
-pub(crate) use compare::compare;
-pub(crate) use random::{Random, seed};
-pub(crate) use real::Access;
+use real::Access;
 
 pub(crate) const CODE: u64 = 0x20_0000_0000;
 pub(crate) const DATA: u64 = 0x20_0010_0000;

@@ -219,7 +219,7 @@ unsafe extern "sysv64" fn fault_entry() {
 extern "sysv64" fn on_fault(_signal: i32, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid context.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
-    let get = |index: i32| registers[index as usize].cast_unsigned();
+    let get = |index: i32| registers[usize::try_from(index).unwrap_or(0)].cast_unsigned();
     // SAFETY: the only thread that runs native code is the one in this handler.
     let native = unsafe { &mut *NATIVE.0.get() };
     native.fault =
