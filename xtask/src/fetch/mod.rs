@@ -160,7 +160,7 @@ pub(crate) fn kernel_in(folder: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// What is in a folder; nothing if it is not there.
-fn listing(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn listing(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Ok(Vec::new());
     }

@@ -16,6 +16,8 @@ pub(crate) struct Trial {
 pub(super) enum Kind {
     /// Linux boots with our initial ramdisk, which checks the guest from inside and powers off.
     Linux,
+    /// Debian's installer starts, with its own kernel and userland, runs a command of ours, and powers off.
+    Installer,
     /// PV-GRUB comes to its prompt and answers what is typed.
     GrubPrompt,
     /// PV-GRUB with this Linux in its memory disk unpacks it, replaces itself by it, and Linux passes its check.
@@ -27,6 +29,7 @@ impl Kind {
     pub(super) fn proves(self) -> &'static str {
         match self {
             Self::Linux => "boots to userspace, passes every check from inside, powers off",
+            Self::Installer => "starts the installer's userland, which tells what it should, powers off",
             Self::GrubPrompt => "comes to its prompt, answers each command, halts",
             Self::GrubStartsLinux => "unpacks Linux from its memory disk and becomes it; Linux as above",
         }
@@ -50,7 +53,7 @@ pub(super) enum When {
 ///
 /// One Linux of each series and each form of its payload is tried always; the others differ in configuration, compiler
 /// or age, and are tried when asked for.
-pub(crate) const TRIALS: [Trial; 23] = [
+pub(crate) const TRIALS: [Trial; 25] = [
     linux("Debian 12", "linux-image-amd64", When::InTests),
     linux("Debian 12, cloud", "linux-image-cloud-amd64", When::InTests),
     linux("Debian 12, realtime", "linux-image-rt-amd64", When::Asked),
@@ -67,6 +70,8 @@ pub(crate) const TRIALS: [Trial; 23] = [
     linux("Debian 13 backports", "linux-image-amd64@trixie-backports", When::Asked),
     linux("Debian 13 backports, cloud", "linux-image-cloud-amd64@trixie-backports", When::Asked),
     linux("Debian unstable", "linux-image-amd64@sid", When::Asked),
+    installer("Installer of Debian 12", "debian-installer-12-netboot-amd64"),
+    installer("Installer of Debian 13", "debian-installer-13-netboot-amd64@trixie"),
     grub("PV-GRUB of Debian 12", "grub-xen-host", When::Always),
     grub("PV-GRUB of Debian 11", "grub-xen-host@bullseye", When::Asked),
     grub("PV-GRUB of Debian 13", "grub-xen-host@trixie", When::Asked),
@@ -78,6 +83,10 @@ pub(crate) const TRIALS: [Trial; 23] = [
 
 const fn linux(name: &'static str, request: &'static str, when: When) -> Trial {
     Trial { name, request, kind: Kind::Linux, when }
+}
+
+const fn installer(name: &'static str, request: &'static str) -> Trial {
+    Trial { name, request, kind: Kind::Installer, when: When::Asked }
 }
 
 const fn grub(name: &'static str, request: &'static str, when: When) -> Trial {
@@ -133,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_is_tried_always() {
+    fn every_kind_that_the_tests_have_time_for_is_tried_always() {
         let kinds = Trial::always();
         for kind in [Kind::Linux, Kind::GrubPrompt, Kind::GrubStartsLinux] {
             assert!(kinds.iter().any(|trial| trial.kind == kind), "{kind:?}");

@@ -4,6 +4,7 @@
 //!   catalogue.rs  which guests there are, and when each is tried
 //!   host.rs       the program they run in
 //!   linux.rs      Linux, which checks itself
+//!   installer.rs  Debian's installer, up to a command of ours
 //!   grub.rs       PV-GRUB: its prompt, and a Linux that it starts
 //!   outcome.rs    the results as a table, JSON, a page
 //! ```
@@ -13,6 +14,7 @@
 mod catalogue;
 mod grub;
 mod host;
+mod installer;
 pub(crate) mod linux;
 mod outcome;
 
@@ -129,6 +131,10 @@ fn judged(repo: &Repo, host: &Host, trial: &Trial, outcome: &mut Outcome) -> any
             let kernel = fetch::kernel_in(&package)?;
             let ended = ended(linux::boot(host, &kernel))?;
             explained(linux::passed(&ended, &kernel), &ended)
+        }
+        Kind::Installer => {
+            let ended = ended(installer::start(host, &package))?;
+            explained(installer::told(&ended), &ended)
         }
         Kind::GrubPrompt => {
             let ended = ended(grub::prompt(host, &package))?;

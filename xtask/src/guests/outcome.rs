@@ -94,7 +94,8 @@ which ones ran when this page was written. `cargo xtask test` runs those with a 
 const FOOT: &str = "
 A fact of a Linux is one that it found out about itself from inside, by the script `crates/initramfs/src/check.sh`:
 processes, pipes, signals, faults of every kind and in both widths, floating point, time, memory, and no complaint in the
-kernel's log. A fact of PV-GRUB is a command that was typed at its prompt and answered.
+kernel's log. A fact of PV-GRUB is a command that was typed at its prompt and answered; one of an
+installer is a line that a command in its own userland printed.
 
 What is not here: 32-bit guests (PV-GRUB for i386, GNU Mach), and guests that no package has, such as Mini-OS. Debian 13's
 realtime kernel starts its first process and then interrupts itself without end, see `xtask/src/guests/catalogue.rs`.
