@@ -5,6 +5,7 @@
 mod cases;
 mod faults;
 mod forms;
+mod kicks;
 mod native;
 mod programs;
 mod promises;

@@ -1,8 +1,5 @@
-//! What the engine promises beside right results: precise faults, self-modifying code, kicks, steps, modes.
+//! What the engine promises beside right results: precise faults, self-modifying code, steps, modes.
 #![expect(clippy::unwrap_used, reason = "a test that cannot set up fails")]
-
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::native::{CODE, Cpu, DATA, Machine, STACK_TOP, machine, map_page};
 use iced_x86::IcedError;
@@ -17,14 +14,14 @@ use paravane_memory::paging::FaultCode;
 /// A page that no table maps.
 const UNMAPPED: u64 = DATA + 8 * PAGE_SIZE;
 
-fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub(crate) fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler).unwrap();
     assembler.assemble(CODE).unwrap()
 }
 
 /// Loads code and a plain state, ready to run.
-fn prepare(machine: &mut Machine, code: &[u8]) {
+pub(crate) fn prepare(machine: &mut Machine, code: &[u8]) {
     machine.memory.write(machine.machine_address(CODE), code).unwrap();
     machine.load(&Cpu::plain(CODE));
     let context = machine.engine.context_mut();
@@ -47,7 +44,7 @@ fn page_fault(address: u64, code: u32) -> Exit {
     Exit::PageFault(PageFault { address, code: FaultCode(code) })
 }
 
-const HLT: Exit = Exit::Privileged(Privileged { length: 1, op: PrivilegedOp::Hlt });
+pub(crate) const HLT: Exit = Exit::Privileged(Privileged { length: 1, op: PrivilegedOp::Hlt });
 
 #[expect(clippy::too_many_lines, reason = "a table")]
 #[test]
@@ -293,67 +290,6 @@ fn an_instruction_across_two_code_pages_runs_and_faults_at_the_second() {
     machine.engine.context_mut().rip = end - 2;
     assert_eq!(machine.engine.run(), page_fault(end, 0x14));
     assert_eq!(machine.engine.context().rip, end - 2);
-}
-
-#[test]
-fn a_kick_ends_loops_of_every_kind() {
-    let loops: Vec<Vec<u8>> = vec![
-        vec![0xeb, 0xfe],
-        // stc; jc: the flag is live at the loop's head.
-        vec![0xf9, 0x72, 0xfe],
-        // A computed jump to itself.
-        assemble(|a| a.jmp(rcx)),
-        // A long string operation, again and again.
-        assemble(|a| {
-            a.mov(rdi, rbx)?;
-            a.mov(ecx, 4096)?;
-            a.rep().stosb()?;
-            a.jmp(CODE)
-        }),
-    ];
-    for code in loops {
-        let mut guard = machine();
-        let machine = guard.as_mut().unwrap();
-        prepare(machine, &code);
-        machine.engine.context_mut().set_gpr(Gpr::Rcx, CODE);
-        let kick = machine.engine.kick_handle();
-        let entered = Arc::new(std::sync::Barrier::new(2));
-        let waiting = Arc::clone(&entered);
-        let kicker = std::thread::spawn(move || {
-            waiting.wait();
-            kick.kick();
-        });
-        entered.wait();
-        assert_eq!(machine.engine.run(), Exit::Interrupted, "{code:02x?}");
-        kicker.join().unwrap();
-        assert!((CODE..CODE + code.len() as u64).contains(&machine.engine.context().rip));
-        // The kick is used up: a bounded run works again.
-        prepare(machine, &[0xf4]);
-        assert_eq!(machine.engine.run(), HLT);
-    }
-}
-
-#[test]
-fn kicks_without_end_are_never_taken_for_a_fault() {
-    let mut guard = machine();
-    let machine = guard.as_mut().unwrap();
-    // The flag is live at the loop's head, so the poll is a load that faults.
-    prepare(machine, &[0xf9, 0x72, 0xfe]);
-    let kick = machine.engine.kick_handle();
-    let enough = Arc::new(AtomicBool::new(false));
-    let until = Arc::clone(&enough);
-    let kicker = std::thread::spawn(move || {
-        while !until.load(Ordering::Relaxed) {
-            kick.kick();
-        }
-    });
-    let exits: Vec<Exit> = (0..5_000).map(|_| machine.engine.run()).collect();
-    enough.store(true, Ordering::Relaxed);
-    kicker.join().unwrap();
-    // One more may be pending: nobody else's run shall see it.
-    machine.engine.kick_handle().kick();
-    assert_eq!(machine.engine.run(), Exit::Interrupted);
-    assert_eq!(exits.iter().find(|exit| **exit != Exit::Interrupted), None);
 }
 
 #[test]
