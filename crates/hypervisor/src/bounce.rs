@@ -18,12 +18,14 @@
 //!
 //! Source: `create_bounce_frame` in `xen/arch/x86/x86_64/entry.S`.
 
+use std::sync::LazyLock;
+
 use paravane_abi::units::GuestVirt;
 use paravane_engine::{Gpr, GuestMode, Segment, SegmentRegister, VcpuContext, rflags};
 use paravane_x86::{
     gdt,
     mode::Mode,
-    segments::{FLAT_RING3_CS64, FLAT_RING3_SS64},
+    segments::{FLAT_RING3_CS32, FLAT_RING3_CS64, FLAT_RING3_SS64},
     selector::Selector,
 };
 use zerocopy::IntoBytes;
@@ -156,6 +158,14 @@ pub(crate) fn sysret(context: &mut VcpuContext, cs: Selector) {
 
 /// One of Xen's flat segments as the CPU caches it.
 pub(crate) fn flat(selector: Selector) -> Segment {
+    // Each system call and hypercall loads two of these; finding them in the table takes longer than the rest of it.
+    static USUAL: LazyLock<[Segment; 3]> =
+        LazyLock::new(|| [FLAT_RING3_CS64, FLAT_RING3_SS64, FLAT_RING3_CS32].map(flat_in_table));
+    let usual = USUAL.iter().find(|segment| segment.selector == selector.0);
+    usual.copied().unwrap_or_else(|| flat_in_table(selector))
+}
+
+fn flat_in_table(selector: Selector) -> Segment {
     let descriptor = gdt::supplied_descriptor(Mode::Guest64, selector).unwrap_or_default();
     Segment::of_descriptor(selector.0, descriptor.0)
 }

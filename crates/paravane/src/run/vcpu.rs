@@ -3,7 +3,7 @@
 use std::{sync::MutexGuard, time::Duration};
 
 use paravane_abi::{sched::ShutdownReason, units::VcpuId};
-use paravane_engine::{Engine, ShadowStep};
+use paravane_engine::{Engine, Exit, ShadowStep};
 use paravane_hypervisor::{CrashReport, ShadowWrite, Verdict};
 use paravane_translate::Translator;
 
@@ -21,7 +21,8 @@ use crate::failure::Failure;
 ///
 /// Failures of the host: output that cannot be written.
 pub(super) fn run(machine: &Machine, timer: &Timer, engine: Translator) -> Result<(), Failure> {
-    let mut runner = Runner { machine, timer, engine, vcpu: VcpuId(0), chores: Chores::default() };
+    let mut runner =
+        Runner { machine, timer, engine, vcpu: VcpuId(0), chores: Chores::default(), armed: None };
     machine.lock().kick = Some(runner.engine.kick_handle());
     log::info!("vCPU 0 starts at {}", machine.symbols.place(runner.engine.context().rip));
     let result = runner.run();
@@ -37,6 +38,8 @@ struct Runner<'a> {
     engine: Translator,
     vcpu: VcpuId,
     chores: Chores,
+    /// The deadline for which the timer is set; `None` if it must be set again.
+    armed: Option<Option<u64>>,
 }
 
 impl Runner<'_> {
@@ -52,6 +55,10 @@ impl Runner<'_> {
             while let Some(Verdict::Run) = verdict {
                 let exit = self.engine.run();
                 log::trace!("vCPU {}: at {:#x}: {exit:?}", self.vcpu, self.engine.context().rip);
+                if matches!(exit, Exit::Interrupted) {
+                    // It may have been the timer, which is spent then.
+                    self.armed = None;
+                }
                 let mut state = self.machine.lock();
                 state.count_exit(&exit, self.engine.stats());
                 if state.is_over() {
@@ -131,9 +138,15 @@ impl Runner<'_> {
     }
 
     /// Has the engine interrupted at the vCPU's next deadline.
-    fn arm(&self, state: &State) {
+    fn arm(&mut self, state: &State) {
+        let deadline_ns = state.domain.next_deadline_ns(self.vcpu);
+        // Setting it reads the clock and takes a lock; few exits change the deadline.
+        if self.armed == Some(deadline_ns) {
+            return;
+        }
         if let Some(kick) = &state.kick {
-            self.timer.arm(self.until(state, state.domain.next_deadline_ns(self.vcpu)), kick);
+            self.timer.arm(self.until(state, deadline_ns), kick);
+            self.armed = Some(deadline_ns);
         }
     }
 
