@@ -212,7 +212,8 @@ fn sysenter(call: &mut Call<'_>, handler: Handler) -> Result<Verdict, CrashCause
     call.context.rip = 0;
     call.context.set_gpr(Gpr::Rsp, GuestVirt(0).0);
     if handler.address.0 == 0 {
-        return general_protection(call, 0);
+        // Raised by Xen, not by the CPU: RF stays clear.
+        return inject(call, vector::GENERAL_PROTECTION, Some(0));
     }
     bounce::enter(call, Bounce { handler, error_code: None }, || "SYSENTER".to_owned())?;
     Ok(Verdict::Run)

@@ -41,7 +41,7 @@ fn a_frame_from_the_kernel_lies_below_its_stack_pointer_aligned() {
     context.set_gpr(Gpr::R11, 0x1111);
     context.rflags |= rflags::DF | rflags::NT | rflags::AC | rflags::CF;
     guest.exit_and_run(exception(vector::DIVIDE, None));
-    let flags = (FLAGS | rflags::DF | rflags::NT | rflags::AC | rflags::CF) & !rflags::IF;
+    let flags = (FLAGS | rflags::DF | rflags::NT | rflags::AC | rflags::CF | rflags::RF) & !rflags::IF;
     assert_eq!(guest.stack(), [0xc0c0, 0x1111, RIP, KERNEL_CS | MASKED, flags, old_rsp, SS]);
     let context = &guest.contexts[0];
     // 56 bytes below the next multiple of 16.
@@ -64,7 +64,7 @@ fn an_error_code_lies_below_the_return_address() {
     guest.mask_events(BOOT, false);
     let rsp = guest.contexts[0].gpr(Gpr::Rsp);
     guest.exit_and_run(exception(vector::GENERAL_PROTECTION, Some(0x1238)));
-    assert_eq!(guest.stack(), [0, 0, 0x1238, RIP, KERNEL_CS, FLAGS, rsp, SS]);
+    assert_eq!(guest.stack(), [0, 0, 0x1238, RIP, KERNEL_CS, FLAGS | rflags::RF, rsp, SS]);
     assert_eq!(guest.info(BOOT).evtchn_upcall_mask, 0, "the entry does not mask events");
 }
 
@@ -76,7 +76,7 @@ fn an_entry_masks_events_if_its_handler_asks() {
     guest.exit_and_run(exception(vector::DIVIDE, None));
     assert_eq!(guest.info(BOOT).evtchn_upcall_mask, 1);
     let [.., cs, flags, _, _]: [u64; 7] = guest.stack();
-    assert_eq!((cs, flags), (KERNEL_CS, FLAGS), "the frame has the mask of before");
+    assert_eq!((cs, flags), (KERNEL_CS, FLAGS | rflags::RF), "the frame has the mask of before");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_frame_from_user_mode_lies_on_the_kernels_stack() {
     guest.enter_user_mode();
     let top = guest.domain.vcpus[0].kernel_sp.0;
     guest.exit_and_run(exception(vector::DIVIDE, None));
-    assert_eq!(guest.stack(), [0, 0, RIP, USER_CS | MASKED, 2, 0x7fff_0000, SS]);
+    assert_eq!(guest.stack(), [0, 0, RIP, USER_CS | MASKED, 2 | rflags::RF, 0x7fff_0000, SS]);
     let context = &guest.contexts[0];
     assert_eq!((context.mode, context.gpr(Gpr::Rsp)), (GuestMode::Kernel, top - 56));
     assert_eq!((context.segment(SegmentRegister::Gs).base, context.inactive_gs_base), (1, 2));
@@ -103,7 +103,7 @@ fn the_iopl_is_in_the_frame_if_the_guest_handles_it_as_the_architecture_does() {
         guest.domain.vcpus[0].iopl = 1;
         guest.contexts[0].rflags |= rflags::IOPL;
         guest.exit_and_run(exception(vector::DIVIDE, None));
-        assert_eq!(guest.stack::<7>()[4], 2 | iopl);
+        assert_eq!(guest.stack::<7>()[4], 2 | iopl | rflags::RF);
     }
 }
 

@@ -14,4 +14,5 @@ mod random;
 mod self_modifying;
 mod small;
 mod start;
+mod tables_of_tables;
 mod user_mode;

@@ -195,18 +195,27 @@ fn programs_of_32_bits_have_entries_of_their_own_for_system_calls() {
         ("SYSENTER", SYSENTER, Entry::Sysenter),
         ("INT 0x80", INT_80, Entry::Vector(0x80)),
     ];
+    // 32-bit code has SYSCALL on CPUs of AMD, and SYSENTER on those of Intel; the other is an invalid opcode.
+    const MISSING: Entry = Entry::Vector(6);
+    let mut missing = 0;
     for (what, instruction, entry) in cases {
         // mov eax, 42 first, to see that the program ran as 32-bit code: inc ecx is a prefix in 64-bit code.
         let code = [&[0xb8, 42, 0, 0, 0, 0x41, 0x31, 0xc9, 0x41][..], &instruction].concat();
         let trap = in_32_bit_user_mode(&code).trap();
-        assert_eq!((trap.entry, trap.rax), (entry, 42), "{what}: {trap:?}");
+        assert_eq!(trap.rax, 42, "{what}: {trap:?}");
+        if trap.entry == MISSING {
+            missing += 1;
+        } else {
+            assert_eq!(trap.entry, entry, "{what}: {trap:?}");
+        }
         if entry == Entry::Vector(0x80) {
             assert_eq!((trap.cs(), trap.rcx()), (CS32 | 1 << 32, 1), "{what}: {trap:?}");
         }
-        if entry == Entry::Syscall32 {
+        if trap.entry == Entry::Syscall32 {
             assert_eq!(trap.cs(), CS32 | 1 << 32, "{what}: {trap:?}");
         }
     }
+    assert!(missing <= 1, "there is at least one of SYSCALL and SYSENTER");
 }
 
 #[test]
