@@ -5,7 +5,9 @@
 mod cases;
 mod faults;
 mod forms;
+mod garbage;
 mod kicks;
+mod modes;
 mod native;
 mod programs;
 mod promises;
