@@ -68,6 +68,12 @@ impl CodeMarks {
         self.lines(frame).is_some_and(|lines| lines.load(Ordering::Acquire) != 0)
     }
 
+    /// The words that say which lines of each frame hold code, in frame order: for engines whose own code asks what
+    /// [`CodeMarks::holds_code`] answers. Valid as long as `self`.
+    pub fn words(&self) -> *const AtomicU64 {
+        self.lines.as_ptr()
+    }
+
     /// Records that `len` bytes from `offset` of `frame` were read as instructions. Must be called before they
     /// are read. Says whether the frame held no code before.
     pub fn mark(&self, frame: Mfn, offset: usize, len: usize) -> bool {

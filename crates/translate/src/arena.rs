@@ -19,6 +19,7 @@ use crate::state::{
     State, TLB_ENTRIES, TlbEntry, bounce, part, tlb_number,
 };
 use crate::trampoline;
+use crate::walk::{ALIVE_PAGES, Walk};
 
 /// The mapping. Kept alive by the engine and by its kick handles.
 #[derive(Debug)]
@@ -113,6 +114,9 @@ impl Cpu {
             xsave_mask,
             leave: trampoline::leave_address(),
             fault: HostFault::default(),
+            walk: Walk::new(),
+            filled: [[0; 64]; 4],
+            code_filled: [[0; 64]; 2],
             shadow: Shadow([0; 4096]),
         };
         // SAFETY: the part is inside the mapping.
@@ -177,6 +181,12 @@ impl Cpu {
         let offset = part::JUMPS + part::JUMPS_BYTES * mode as usize;
         // SAFETY: as for `tlb`.
         unsafe { &mut *self.part(offset).cast::<[u32; JUMP_ENTRIES]>() }
+    }
+
+    /// Which numbers of code pages may be current: one byte each.
+    pub(crate) fn alive(&mut self) -> &mut [u8; ALIVE_PAGES] {
+        // SAFETY: as for `tlb`.
+        unsafe { &mut *self.part(part::ALIVE).cast::<[u8; ALIVE_PAGES]>() }
     }
 
     /// Writes code at an address inside the code part.

@@ -11,11 +11,11 @@ use paravane_engine::{Control4, Exit, vector};
 use paravane_memory::paging::Access;
 
 use crate::asm::{Buffer, Rel32, displacement};
-use crate::bits::index as index_of;
+use crate::bits::{index as index_of, low32};
 use crate::classify::{Class, Flow, Rules, classify};
 use crate::emit::{Bits, Conditions, Decoded};
 use crate::engine::Translator;
-use crate::flow::Pad;
+use crate::flow::{Expected, Pad};
 use crate::help::exception_with;
 use crate::liveness::{ALL, Effect};
 use crate::pages::{Block, Env};
@@ -45,14 +45,23 @@ pub(crate) enum Need {
     Plain,
 }
 
-/// The bytes of a page's rest, and of the next page as far as an instruction can reach.
+/// The bytes of a page, and of the next page as far as an instruction can reach.
 struct Source {
-    bytes: [u8; PAGE_BYTES + MAX_LENGTH],
-    /// Bytes of the first page.
+    bytes: Vec<u8>,
+    /// Where in the first page the block starts.
+    offset: usize,
+    /// Bytes of the first page from there on.
     first: usize,
-    /// Bytes in all.
+    /// Bytes in all from there on.
     len: usize,
     second: Option<PageId>,
+}
+
+impl Source {
+    /// From the block's start on.
+    fn rest(&self) -> &[u8] {
+        &self.bytes[self.offset..self.offset + self.len]
+    }
 }
 
 impl Translator {
@@ -134,8 +143,7 @@ impl Translator {
             let found = self.walk(GuestVirt(rip), Access::Execute)?;
             return Ok(self.pages.number(linear, found.frame, env));
         }
-        let index = code_page_index(linear);
-        let id = PageId(self.cpu.code_pages(env.mode)[index]);
+        let id = PageId(self.cpu.code_pages(env.mode)[code_page_index(linear)]);
         if let Some(page) = self.pages.get(id)
             && page.alive
             && page.linear == linear
@@ -145,7 +153,7 @@ impl Translator {
         }
         let found = self.walk(GuestVirt(rip), Access::Execute)?;
         let id = self.pages.number(linear, found.frame, env);
-        self.cpu.code_pages(env.mode)[index] = id.0;
+        self.set_code_page(linear, id);
         Ok(id)
     }
 
@@ -166,8 +174,9 @@ impl Translator {
             rorx: self.rorx,
         };
         self.emitter.start(self.hot_next, self.cold_next, page, conditions);
+        let expected = self.expected(page);
         let pad = match need {
-            Need::Pad => Some(self.emitter.pad(rip, page, live, self.indirect_miss)),
+            Need::Pad => Some(self.emitter.pad(rip, expected, live)),
             Need::Body | Need::Poll | Need::Plain => None,
         };
         self.emitter.body_starts();
@@ -181,7 +190,7 @@ impl Translator {
         let mut open = true;
         for (index, item) in decoded.iter().enumerate() {
             let start = index_of(item.instruction.ip().wrapping_sub(rip));
-            let bytes = &source.bytes[start..start + item.instruction.len()];
+            let bytes = &source.rest()[start..start + item.instruction.len()];
             open = self.emit_instruction(item, bytes, index + 1 == decoded.len());
         }
         if let (true, Some(last)) = (open, decoded.last()) {
@@ -189,6 +198,7 @@ impl Translator {
             self.emitter.jump_to(last.instruction.ip(), self.wrap_rip(next), last.live_after);
         }
         self.place(rip);
+        self.source_bytes = source.bytes;
         self.stats.blocks += 1;
         self.stats.instructions += decoded.len() as u64;
         Ok(Block { body, pad, polls: need == Need::Poll, live, second: source.second })
@@ -234,13 +244,21 @@ impl Translator {
         self.stats.code_bytes += (emitter.hot.bytes.len() + emitter.cold.bytes.len()) as u64;
     }
 
+    /// What a pad of a block in `page` expects to be mapped.
+    fn expected(&self, page: PageId) -> Expected {
+        let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
+        let frame = low32(frame.wrapping_sub(self.memory.first_frame().0));
+        Expected { page, frame, env: self.cpu.state().walk.env, indirect_miss: self.indirect_miss }
+    }
+
     /// Gives an existing block a pad.
     fn add_pad(&mut self, rip: u64, page: PageId, mut block: Block) -> Block {
         let conditions = self.emitter.conditions;
         let env = self.env;
         let conditions = Conditions { mode: env.mode, bits: env.bits, ..conditions };
         self.emitter.start(self.hot_next, self.cold_next, page, conditions);
-        block.pad = Some(self.emitter.pad(rip, page, block.live, self.indirect_miss));
+        let expected = self.expected(page);
+        block.pad = Some(self.emitter.pad(rip, expected, block.live));
         self.emitter.hot.jmp(block.body);
         self.place(rip);
         block
@@ -253,7 +271,7 @@ impl Translator {
         let rules = self.rules();
         let limit = if env.single || self.options.one_instruction_blocks { 1 } else { MAX_INSTRUCTIONS };
         let mut decoded: Vec<Decoded> = Vec::with_capacity(16);
-        let mut decoder = decoder(env, &source.bytes[..source.len], rip);
+        let mut decoder = decoder(env, source.rest(), rip);
         while decoded.len() < limit && decoder.can_decode() {
             let start = decoder.position();
             let instruction = decoder.decode();
@@ -298,11 +316,12 @@ impl Translator {
     pub(crate) fn instruction_at(&mut self, rip: u64) -> Result<iced_x86::Instruction, Exit> {
         let page = self.code_page(rip, self.env)?;
         let mut source = self.source(rip, page)?;
-        let mut instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
+        let mut instruction = decoder(self.env, source.rest(), rip).decode();
         if instruction.is_invalid() && source.len < MAX_LENGTH {
             self.fetch_second(rip, &mut source)?;
-            instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
+            instruction = decoder(self.env, source.rest(), rip).decode();
         }
+        self.source_bytes = source.bytes;
         Ok(instruction)
     }
 
@@ -329,7 +348,7 @@ impl Translator {
         source: Source,
         rules: Rules,
     ) -> Result<(Vec<Decoded>, Source), Exit> {
-        let instruction = decoder(self.env, &source.bytes[..source.len], rip).decode();
+        let instruction = decoder(self.env, source.rest(), rip).decode();
         let item = self.decoded(instruction, rules);
         if let Some(second) = source.second {
             let over = instruction.len().saturating_sub(source.first);
@@ -344,21 +363,21 @@ impl Translator {
     fn source(&mut self, rip: u64, page: PageId) -> Result<Source, Exit> {
         let offset = (rip & (PAGE_SIZE - 1)) as usize;
         let first = PAGE_BYTES - offset;
-        let mut source = Source { bytes: [0; PAGE_BYTES + MAX_LENGTH], first, len: first, second: None };
+        let mut bytes = core::mem::take(&mut self.source_bytes);
+        bytes.resize(PAGE_BYTES + MAX_LENGTH, 0);
         let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
         // Marked before it is read: a write that comes between makes the translation go away.
         self.mark_code(page, rip, first.min(1));
-        self.read_machine(MachAddr(frame * PAGE_SIZE + offset as u64), &mut source.bytes[..first]);
-        Ok(source)
+        self.read_machine(MachAddr(frame * PAGE_SIZE), &mut bytes[..PAGE_BYTES]);
+        Ok(Source { bytes, offset, first, len: first, second: None })
     }
 
     fn fetch_second(&mut self, rip: u64, source: &mut Source) -> Result<(), Exit> {
         let next = next_page(rip);
         let page = self.code_page(next, self.env)?;
         let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
-        let (first, len) = (source.first, source.first + MAX_LENGTH);
-        self.read_machine(MachAddr(frame * PAGE_SIZE), &mut source.bytes[first..len]);
-        source.len = len;
+        self.read_machine(MachAddr(frame * PAGE_SIZE), &mut source.bytes[PAGE_BYTES..]);
+        source.len = source.first + MAX_LENGTH;
         source.second = Some(page);
         Ok(())
     }
@@ -471,16 +490,16 @@ fn liveness(decoded: &mut [Decoded], source: &Source, env: Env, rip: u64) -> Vec
     seen
 }
 
-/// Flags that can matter at `target`, as far as the bytes at hand (the same page from `rip` on) show, and how many
-/// bytes that took.
+/// Flags that can matter at `target`, as far as the bytes at hand (those of the page) show, and how many bytes that
+/// took.
 fn look_ahead(source: &Source, env: Env, rip: u64, target: u64) -> (u32, usize) {
-    let Ok(start) = usize::try_from(target.wrapping_sub(rip)) else { return (ALL, 0) };
-    if start >= source.first {
+    if target / PAGE_SIZE != rip / PAGE_SIZE {
         return (ALL, 0);
     }
+    let start = (target & (PAGE_SIZE - 1)) as usize;
     let mut open = ALL;
     let mut live = 0;
-    let mut decoder = decoder(env, &source.bytes[start..source.first], target);
+    let mut decoder = decoder(env, &source.bytes[start..PAGE_BYTES], target);
     for _ in 0..LOOK_AHEAD {
         let instruction = decoder.decode();
         let unknown = instruction.is_invalid()

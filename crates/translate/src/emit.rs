@@ -33,6 +33,7 @@ use crate::liveness::Effect;
 use crate::reuse::{Lead, Share};
 use crate::sites::{Access, Commit, HelperSite, Mark, PageId, Site};
 use crate::state::{Layout, Path, State, tlb_index};
+use crate::stubs::Stubs;
 
 /// Whether code is 64-bit or 32-bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,6 +87,8 @@ struct Pending {
     constant: Option<u64>,
     /// Whether live flags are in memory.
     flags: bool,
+    /// Where the check begins, for another attempt.
+    again: u32,
     access: Access,
 }
 
@@ -102,10 +105,7 @@ pub(crate) struct Emitter {
     pub(crate) hot_marks: Vec<Mark>,
     pub(crate) cold_marks: Vec<Mark>,
     pub(crate) page: PageId,
-    /// Stub that leaves with flags dead or in memory.
-    pub(crate) leave: u32,
-    /// Stub that puts the host's flags away first.
-    pub(crate) leave_with_flags: u32,
+    pub(crate) stubs: Stubs,
     flags_in_host: bool,
     flags_in_memory: bool,
     /// How the access of the instruction at hand is checked.
@@ -142,8 +142,7 @@ impl Emitter {
             hot_marks: Vec::new(),
             cold_marks: Vec::new(),
             page: PageId(0),
-            leave: 0,
-            leave_with_flags: 0,
+            stubs: Stubs::default(),
             flags_in_host: true,
             flags_in_memory: false,
             share: Share::Alone,
@@ -299,11 +298,12 @@ impl Emitter {
     fn check_range(&mut self, access: Check, shared: bool) {
         if self.conditions.strict.has(access.segment) {
             let jump = self.hot.jmp_later();
-            self.expect([None, Some(jump)], None, access, (0, shared));
+            self.expect([None, Some(jump)], None, access, (0, shared, 0));
             return;
         }
         let layout = self.layout;
         let tags = layout.tlb(self.conditions.mode, access.path);
+        let again = self.hot.here();
         let aligned = self.alignment_check(access.size);
         self.select_entry();
         let entry = Mem::off(reg::R15, tags.cast_signed());
@@ -311,7 +311,7 @@ impl Emitter {
         self.hot.group1(true, 7, reg::R14, (4096 - access.size).cast_signed());
         let miss = self.hot.jcc_later(cond::ABOVE);
         self.hot.op_mem(true, &[0x03], reg::R14, Mem::off(reg::R15, tags.cast_signed() + 8));
-        self.expect([Some(miss), aligned], None, access, (0, shared));
+        self.expect([Some(miss), aligned], None, access, (0, shared, again));
     }
 
     /// The entry of the TLB that the address in R14 selects: its offset in the table to R15.
@@ -338,6 +338,7 @@ impl Emitter {
             return 0;
         }
         let page = address & !0xfff;
+        let again = self.hot.here();
         let entry = self.layout.tlb(self.conditions.mode, access.path) + entry_offset(address);
         if let Ok(short) = i32::try_from(page.cast_signed()) {
             // cmp qword [tag], imm32
@@ -350,7 +351,7 @@ impl Emitter {
         let miss = self.hot.jcc_later(cond::NOT_EQUAL);
         self.hot.load(reg::R14, Mem::at(entry + 8));
         let bias = u16::try_from(offset).expect("an offset in a page");
-        self.expect([Some(miss), None], Some(address), access, (bias, false));
+        self.expect([Some(miss), None], Some(address), access, (bias, false, again));
         offset.cast_signed()
     }
 
@@ -370,7 +371,7 @@ impl Emitter {
         jumps: [Option<Rel32>; 2],
         constant: Option<u64>,
         check: Check,
-        (bias, shared): (u16, bool),
+        (bias, shared, again): (u16, bool, u32),
     ) {
         let access = Access {
             rip: check.rip,
@@ -385,7 +386,7 @@ impl Emitter {
             segment: self.conditions.strict.has(check.segment).then_some(check.segment),
             page: self.page,
         };
-        self.pending.push(Pending { jumps, constant, flags: self.flags_in_memory, access });
+        self.pending.push(Pending { jumps, constant, flags: self.flags_in_memory, again, access });
     }
 
     /// The instruction's emission is complete: emits the cold parts of its accesses. `next` is the guest
@@ -397,11 +398,11 @@ impl Emitter {
     }
 
     fn cold_access(&mut self, pending: Pending, next: Option<u64>) {
-        let Pending { jumps, constant, flags, mut access } = pending;
+        let Pending { jumps, constant, flags, again, mut access } = pending;
         let layout = self.layout;
         let [miss, misaligned] = jumps;
         if access.shared {
-            self.cold_lead(access, miss, flags);
+            self.cold_lead(access, miss, flags, again);
             return;
         }
         if let Some(jump) = miss {
@@ -421,14 +422,28 @@ impl Emitter {
             self.hot.patch(jump, here);
         }
         let index = self.site(Site::Access(access));
-        self.cold.constant(reg::R15, u64::from(index));
-        let leave = self.leave;
-        self.cold.jmp(leave);
+        self.walk((access.path, misaligned.is_some()), index, again);
         if access.path == Path::Write {
             access.aside = self.cold.here();
             self.sites[index as usize] = Site::Access(access);
             self.copy_aside(access, next);
         }
+    }
+
+    /// Emits what follows a miss: a walk of the page tables for the address in R14, and the check once more; or a
+    /// leave for a site if what comes here may be more than a miss (`unsure`).
+    pub(crate) fn walk(&mut self, (path, unsure): (Path, bool), site: u32, again: u32) {
+        if unsure {
+            self.cold.constant(reg::R15, u64::from(site));
+            self.cold.jmp(self.stubs.leave);
+            return;
+        }
+        self.cold.constant(reg::R15, u64::from(again) << 32 | u64::from(site));
+        let stub = match path {
+            Path::Read => self.stubs.read_walk,
+            Path::Write => self.stubs.write_walk,
+        };
+        self.cold.jmp(stub);
     }
 
     /// The instruction once more, with a leave behind it.
@@ -458,7 +473,11 @@ impl Emitter {
 
     /// The stub to leave by at this point of the hot code.
     pub(crate) fn leave_stub(&self) -> u32 {
-        if self.flags_in_host && !self.flags_in_memory { self.leave_with_flags } else { self.leave }
+        if self.flags_in_host && !self.flags_in_memory {
+            self.stubs.leave_with_flags
+        } else {
+            self.stubs.leave
+        }
     }
 
     /// Emits a call of Rust for a whole instruction. With `resume`, code goes on behind it.
@@ -473,7 +492,7 @@ impl Emitter {
         let resume = if resume { self.hot.here() } else { 0 };
         let index = self.site(Site::Helper(HelperSite { rip, helper, instruction, resume, page: self.page }));
         self.cold.constant(reg::R15, u64::from(index));
-        let leave = self.leave;
+        let leave = self.stubs.leave;
         self.cold.jmp(leave);
         self.after_helper();
     }
@@ -490,7 +509,7 @@ impl Emitter {
         let resume = self.hot.here();
         let index = self.site(Site::Helper(HelperSite { rip, helper, instruction, resume, page: self.page }));
         self.cold.constant(reg::R15, u64::from(index));
-        let leave = self.leave;
+        let leave = self.stubs.leave;
         self.cold.jmp(leave);
     }
 
@@ -558,25 +577,4 @@ pub(crate) fn emit_restore_flags(buffer: &mut Buffer, layout: Layout) {
     // add al, 127; sahf
     buffer.put(&[0x04, 127, 0x9e]);
     buffer.mov(reg::RAX, reg::R15);
-}
-
-/// Emits the two leave stubs, and returns their addresses: without and with saving the host's flags.
-pub(crate) fn emit_leave_stubs(buffer: &mut Buffer, layout: Layout) -> (u32, u32) {
-    let scratch = Mem::at(layout.field(offset_of!(State, scratch)));
-    let reason = Mem::at(layout.field(offset_of!(State, reason)));
-    let leave = buffer.here();
-    buffer.store(scratch, reg::R14);
-    buffer.store32(reason, reg::R15);
-    let finish = |buffer: &mut Buffer| {
-        buffer.constant(reg::R14, u64::from(layout.field(0)));
-        // jmp [leave]
-        buffer.op_mem(false, &[0xff], 4, Mem::at(layout.field(offset_of!(State, leave))));
-    };
-    finish(buffer);
-    let with_flags = buffer.here();
-    buffer.store(scratch, reg::R14);
-    buffer.store32(reason, reg::R15);
-    emit_save_flags(buffer, layout);
-    finish(buffer);
-    (leave, with_flags)
 }

@@ -8,6 +8,7 @@
 //! Exit ◄── fault, system call, privileged instruction, kick ◄──────────────────────────────────────┘
 //! ```
 
+use core::mem::offset_of;
 use std::sync::Arc;
 
 use paravane_abi::units::{GuestVirt, Mfn, PAGE_BYTES, PAGE_SIZE};
@@ -21,15 +22,17 @@ use thiserror::Error;
 
 use crate::arena::Cpu;
 use crate::asm::Buffer;
+use crate::bits::low32;
 use crate::block::Need;
 use crate::breakpoints;
-use crate::emit::{Bits, Emitter, emit_leave_stubs};
+use crate::emit::{Bits, Emitter};
 use crate::features::Host;
 use crate::limits::Strict;
 use crate::pages::{Env, Pages};
 use crate::perf_map::PerfMap;
 use crate::sites::Site;
-use crate::state::{HOT_BYTES, Path};
+use crate::state::{Filled, HOT_BYTES, Path, State, noted, tlb_number};
+use crate::stubs::Stubs;
 use crate::{asm, signal, trampoline};
 
 /// The translator could not be set up.
@@ -86,6 +89,10 @@ pub struct Stats {
     pub helpers: u64,
     /// Frames whose translations were dropped because their code was overwritten.
     pub overwritten_frames: u64,
+    /// TLB entries that translated code filled itself.
+    pub tlb_refills: u64,
+    /// Pages of code that translated code found mapped as before.
+    pub page_refills: u64,
     /// Times the translations of all pages of a guest mode were dropped.
     pub tlb_flushes: u64,
     /// Returns to the core.
@@ -113,10 +120,12 @@ pub struct Translator {
     pub(crate) shadow: Option<u64>,
     /// A write that waits on the bounce pages.
     pub(crate) bounced: Option<crate::access::Bounced>,
-    /// Filled TLB entries, to empty them quickly.
-    pub(crate) filled: [Vec<u16>; 4],
+    /// Room for a page of code, kept between translations.
+    pub(crate) source_bytes: Vec<u8>,
     cursor: Cursor,
     roots: [Option<Mfn>; 2],
+    /// What code was translated for; a place in the list is a number that translated code knows.
+    envs: Vec<Env>,
     /// What the code pages that are current in a mode take for granted.
     current: [Option<Env>; 2],
     rules: Option<(u64, u64)>,
@@ -172,7 +181,8 @@ impl Translator {
             generation: 0,
             shadow: None,
             bounced: None,
-            filled: Default::default(),
+            envs: Vec::new(),
+            source_bytes: Vec::new(),
             cursor: Cursor::default(),
             roots: [None; 2],
             current: [None; 2],
@@ -180,6 +190,7 @@ impl Translator {
             perf_map,
             host,
         };
+        translator.introduce_memory();
         translator.empty_cache();
         for mode in [GuestMode::Kernel, GuestMode::User] {
             translator.reset_tlb(mode);
@@ -189,7 +200,20 @@ impl Translator {
 
     /// What the engine did so far.
     pub fn stats(&self) -> Stats {
-        self.stats
+        let walk = &self.cpu.state().walk;
+        Stats { tlb_refills: walk.refills, page_refills: walk.page_checks, ..self.stats }
+    }
+
+    /// Tells the walk of translated code where guest memory is.
+    fn introduce_memory(&mut self) {
+        let first = self.memory.first_frame();
+        let base = self.memory.frame_pointer(first).map_or(0, |base| base.as_ptr() as usize as u64);
+        let words = self.memory.code().words() as usize as u64;
+        let alive = u64::from(self.cpu.layout().alive());
+        let frames = self.memory.frame_count();
+        let walk = &mut self.cpu.state_mut().walk;
+        (walk.first, walk.count, walk.base) = (first.0, frames, base);
+        (walk.lines, walk.alive) = (words, alive);
     }
 
     /// What the guest may be told about the CPU.
@@ -206,18 +230,17 @@ impl Translator {
         let code = self.cpu.layout().code();
         let mut stubs = Buffer::default();
         stubs.restart(code + HOT_BYTES);
-        let (leave, leave_with_flags) = emit_leave_stubs(&mut stubs, self.cpu.layout());
-        self.emitter.leave = leave;
-        self.emitter.leave_with_flags = leave_with_flags;
+        self.emitter.stubs = Stubs::emit(&mut stubs, self.cpu.layout());
         self.indirect_miss = stubs.here();
         let site = self.emitter.site(Site::Indirect);
         stubs.constant(asm::reg::R15, u64::from(site));
-        stubs.jmp(leave);
+        stubs.jmp(self.emitter.stubs.leave);
         self.cpu.write_code(stubs.base, &stubs.bytes);
         self.hot_next = code;
         self.cold_next = stubs.here();
+        self.cpu.alive().fill(0);
         for mode in [GuestMode::Kernel, GuestMode::User] {
-            self.cpu.code_pages(mode).fill(0);
+            self.empty_code_pages(mode);
             let miss = self.indirect_miss;
             self.cpu.jumps(mode).fill(miss);
         }
@@ -228,7 +251,10 @@ impl Translator {
         self.prepare();
         let exit = self.go(single).err();
         self.flags_to_context();
-        trampoline::reset_x87();
+        // FNINIT takes as long as all the rest of an exit's entry code, and most guests do not use the unit.
+        if crate::fpu::uses_x87(&self.cpu.state().context.fpu) {
+            trampoline::reset_x87();
+        }
         self.stats.exits += 1;
         exit
     }
@@ -378,6 +404,11 @@ impl Translator {
                         CodeEvent::Marked(frame) => self.drop_write_entries(frame),
                         CodeEvent::Overwritten(frame) => {
                             let dead = self.pages.drop_frame(frame);
+                            for id in &dead {
+                                if let Some(alive) = self.cpu.alive().get_mut(id.0 as usize) {
+                                    *alive = 0;
+                                }
+                            }
                             self.stats.overwritten_frames += u64::from(!dead.is_empty());
                         }
                     }
@@ -390,7 +421,9 @@ impl Translator {
     /// Code pages that died must not be current any more.
     fn forget_dead_code_pages(&mut self) {
         for mode in [GuestMode::Kernel, GuestMode::User] {
-            for id in self.cpu.code_pages(mode) {
+            let filled = self.cpu.state().code_filled[mode as usize];
+            for index in noted(filled) {
+                let id = &mut self.cpu.code_pages(mode)[index];
                 if *id != 0 && !self.pages.is_alive(crate::sites::PageId(*id)) {
                     *id = 0;
                 }
@@ -421,6 +454,7 @@ impl Translator {
             single,
         };
         self.env = env;
+        self.tell_walk(single);
         if single {
             return;
         }
@@ -429,8 +463,31 @@ impl Translator {
         let current = &mut self.current[env.mode as usize];
         if *current != Some(env) {
             *current = Some(env);
-            self.cpu.code_pages(env.mode).fill(0);
+            self.empty_code_pages(env.mode);
         }
+    }
+
+    /// Tells the walk of translated code what it needs for the current mode.
+    fn tell_walk(&mut self, single: bool) {
+        let env = self.env;
+        let number = self.envs.iter().position(|known| *known == env).unwrap_or_else(|| {
+            self.envs.push(env);
+            self.envs.len() - 1
+        });
+        let layout = self.cpu.layout();
+        let filled = |table: usize| layout.field(offset_of!(State, filled) + table * size_of::<Filled>());
+        let code_filled = offset_of!(State, code_filled) + env.mode as usize * size_of::<Filled>();
+        let tables = [Path::Read, Path::Write];
+        let context = &self.cpu.state().context;
+        // Steps may see a page that is not the mapped one, and other rings need fewer rights.
+        let root = context.root().filter(|_| !single && context.cpl() == 3).map_or(u64::MAX, |root| root.0);
+        let walk = &mut self.cpu.state_mut().walk;
+        walk.root = root;
+        walk.tables = tables.map(|path| u64::from(layout.tlb(env.mode, path)));
+        walk.filled = tables.map(|path| u64::from(filled(tlb_number(env.mode, path))));
+        walk.code_pages = u64::from(layout.code_pages(env.mode));
+        walk.code_filled = u64::from(layout.field(code_filled));
+        walk.env = low32(number as u64);
     }
 
     fn flags_from_context(&mut self) {
@@ -514,6 +571,6 @@ impl Translator {
         self.stats.tlb_flushes += 1;
         self.empty_tlb(mode, Path::Read);
         self.empty_tlb(mode, Path::Write);
-        self.cpu.code_pages(mode).fill(0);
+        self.empty_code_pages(mode);
     }
 }

@@ -11,7 +11,13 @@ pub struct Host {
     bmi2: bool,
     is_amd: bool,
     present: Present,
+    /// CPUID's leaves of state components, by number. Asked once: under another hypervisor each CPUID costs a
+    /// microsecond.
+    state_leaves: [Leaf; STATE_LEAVES],
 }
+
+/// State components that [`SUPPORTED_COMPONENTS`] can name.
+const STATE_LEAVES: usize = 8;
 
 /// XCR0 components that the engine passes on: x87, SSE, AVX and the three of AVX-512.
 const SUPPORTED_COMPONENTS: u64 = 0xe7;
@@ -36,7 +42,20 @@ impl Host {
         // "AuthenticAMD" and "HygonGenuine", by their first letters.
         let is_amd = matches!(&cpuid(0, 0)[1].to_le_bytes(), b"Auth" | b"Hygo");
         let bmi2 = cpuid(7, 0)[1] & 1 << 8 != 0;
-        Ok(Self { components, bmi2, is_amd, present: Present::on_this_host() })
+        let mut state_leaves = [[0; 4]; STATE_LEAVES];
+        for (number, leaf) in (0..).zip(&mut state_leaves) {
+            if number >= 2 && components >> number & 1 != 0 {
+                *leaf = cpuid(0xd, number);
+            }
+        }
+        Ok(Self { components, bmi2, is_amd, present: Present::on_this_host(), state_leaves })
+    }
+
+    /// The extended state components that a guest may enable, with their CPUID leaves.
+    pub(crate) fn extended_components(&self) -> impl Iterator<Item = (usize, Leaf)> {
+        let supported = self.components;
+        let leaves = self.state_leaves.into_iter().enumerate().skip(2);
+        leaves.filter(move |(number, _)| supported >> number & 1 != 0)
     }
 
     /// The XCR0 components that a guest may enable.
@@ -90,13 +109,7 @@ impl Host {
 
     /// Bytes of the standard-format XSAVE area for all supported components.
     fn state_bytes(&self) -> u32 {
-        (2..63)
-            .filter(|component| self.components >> component & 1 != 0)
-            .map(|component| {
-                let [size, offset, _, _] = cpuid(0xd, component);
-                size + offset
-            })
-            .fold(576, u32::max)
+        self.extended_components().map(|(_, [size, offset, _, _])| size + offset).fold(576, u32::max)
     }
 }
 

@@ -9,6 +9,8 @@
 //! A jump to a computed address looks the low 16 bits up in a cache of pads. The pad compares the whole address
 //! (in R14), then checks the page.
 
+use core::mem::offset_of;
+
 use iced_x86::{Instruction, OpKind};
 use paravane_abi::units::PAGE_SIZE;
 
@@ -18,7 +20,8 @@ use crate::classify::Flow;
 use crate::emit::{Bits, Check, Decoded, Emitter, emit_restore_flags};
 use crate::operand::{is_stolen, number, uses_stack_segment};
 use crate::sites::{Access, Chain, ChainKind, PageId, Site};
-use crate::state::Path;
+use crate::state::{Path, State};
+use crate::walk::Walk;
 
 impl Emitter {
     /// A near control transfer. Says whether the block goes on behind it.
@@ -67,7 +70,7 @@ impl Emitter {
 
     /// A check that covers several accesses failed. Misses go to Rust, which resumes behind it; a range that crosses
     /// pages goes to the plain variant of the block.
-    pub(crate) fn cold_lead(&mut self, access: Access, miss: Option<Rel32>, flags: bool) {
+    pub(crate) fn cold_lead(&mut self, access: Access, miss: Option<Rel32>, flags: bool, again: u32) {
         const NEXT_PAGE: i32 = 0x1000;
         if let Some(jump) = miss {
             let here = self.cold.here();
@@ -82,9 +85,8 @@ impl Emitter {
         self.cold.put(&NEXT_PAGE.to_le_bytes());
         let crosses = self.cold.jcc_later(cond::NOT_EQUAL);
         let index = self.site(Site::Access(access));
-        let leave = self.leave;
-        self.cold.constant(reg::R15, u64::from(index));
-        self.cold.jmp(leave);
+        let leave = self.stubs.leave;
+        self.walk((access.path, false), index, again);
         let here = self.cold.here();
         self.cold.patch(crosses, here);
         if flags {
@@ -142,7 +144,7 @@ impl Emitter {
             let here = self.cold.here();
             self.cold.patch(onward, here);
             self.cold.constant(reg::R15, u64::from(index));
-            let leave = self.leave;
+            let leave = self.stubs.leave;
             self.cold.jmp(leave);
         } else {
             let site = self.exit_site(jump, target, kind);
@@ -267,7 +269,8 @@ impl Emitter {
 
     /// Emits the pad of the block at `rip`, up to where its body follows: checks for jumps that come through the
     /// jump cache (entry at the returned `indirect` address) or from other pages (`far`).
-    pub(crate) fn pad(&mut self, rip: u64, page: PageId, live: u32, indirect_miss: u32) -> Pad {
+    pub(crate) fn pad(&mut self, rip: u64, expected: Expected, live: u32) -> Pad {
+        let page = expected.page;
         self.flags_only_in_memory();
         let indirect = self.hot.here();
         if let Ok(short) = i32::try_from(rip.cast_signed()) {
@@ -278,19 +281,39 @@ impl Emitter {
             self.hot.op_reg(true, &[0x39], reg::R15, reg::R14);
         }
         let other = self.hot.jcc_later(cond::NOT_EQUAL);
-        self.hot.patch(other, indirect_miss);
+        self.hot.patch(other, expected.indirect_miss);
         let far = self.hot.here();
         let entry = self.layout.code_page(self.conditions.mode, rip);
         self.hot.cmp32_mem(Mem::at(entry), page.0);
         let moved = self.hot.jcc_later(cond::NOT_EQUAL);
         self.hot.cmp32_mem(Mem::at(self.layout.kick_pointer()), 0);
         let kicked = self.hot.jcc_later(cond::EQUAL);
-        self.leave_for(moved, Site::Moved { rip, far, page });
+        self.look_again(moved, rip, far, expected);
         self.leave_for(kicked, Site::Enter { rip });
         if live != 0 {
             emit_restore_flags(&mut self.hot, self.layout);
         }
         Pad { indirect, far }
+    }
+
+    /// The cold part of a pad whose page is not current: if a walk finds what it expects, its number is made current.
+    fn look_again(&mut self, moved: Rel32, rip: u64, far: u32, expected: Expected) {
+        let target = self.cold.here();
+        self.hot.patch(moved, target);
+        let walk = self.layout.field(offset_of!(State, walk));
+        for (offset, value) in [
+            (offset_of!(Walk, expected_env), expected.env),
+            (offset_of!(Walk, expected_frame), expected.frame),
+            (offset_of!(Walk, expected_page), expected.page.0),
+        ] {
+            let field = Mem::at(walk + low32(offset as u64));
+            self.cold.store_imm(Size::Dword, field, value.cast_signed());
+        }
+        self.cold.constant(reg::R14, rip);
+        let index = self.site(Site::Moved { rip, far, page: expected.page });
+        self.cold.constant(reg::R15, u64::from(far) << 32 | u64::from(index));
+        let walk = self.stubs.code_walk;
+        self.cold.jmp(walk);
     }
 
     /// Emits a poll for kicks at the head of the block at `rip`.
@@ -324,6 +347,19 @@ impl Emitter {
             self.fetch_flags();
         }
     }
+}
+
+/// What must be mapped where a pad is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expected {
+    /// The page's number ...
+    pub(crate) page: PageId,
+    /// ... its frame's index in guest memory ...
+    pub(crate) frame: u32,
+    /// ... and the number of what its code takes for granted.
+    pub(crate) env: u32,
+    /// Where a jump through the cache goes on that was meant for another address.
+    pub(crate) indirect_miss: u32,
 }
 
 /// The entries of a pad.

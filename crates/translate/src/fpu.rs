@@ -34,6 +34,11 @@ pub(crate) fn sanitise(area: &mut FpuArea, allowed: u64) {
     area.legacy[24..28].copy_from_slice(&mxcsr.to_le_bytes()[..4]);
 }
 
+/// Whether the x87 unit was in another than its initial state when the area was saved.
+pub(crate) fn uses_x87(area: &FpuArea) -> bool {
+    area.extended[0] & 1 != 0
+}
+
 /// A state component in the standard format.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Component {
@@ -64,16 +69,14 @@ impl Translator {
 
     /// The extended components of a mask that the host has and the area holds.
     pub(crate) fn components(&self, mask: u64) -> Vec<Component> {
-        (2..63)
-            .filter(|number| mask >> number & 1 != 0)
-            .map(|number| {
-                let [size, offset, flags, _] = self.host().cpuid(0xd, number);
-                Component {
-                    bit: 1 << number,
-                    offset: offset as usize,
-                    size: size as usize,
-                    aligned: flags & 2 != 0,
-                }
+        self.host()
+            .extended_components()
+            .filter(|(number, _)| mask >> number & 1 != 0)
+            .map(|(number, [size, offset, flags, _])| Component {
+                bit: 1 << number,
+                offset: offset as usize,
+                size: size as usize,
+                aligned: flags & 2 != 0,
             })
             .filter(|component| component.offset + component.size <= FPU_AREA_BYTES)
             .collect()

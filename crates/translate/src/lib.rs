@@ -9,7 +9,7 @@
 //!   accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
-//! * `engine` is the run loop; `access` and `tlb` serve memory; `help`, `strings`, `segments`, `system` and
+//! * `engine` is the run loop; `access`, `tlb` and `walk` serve memory; `help`, `strings`, `segments`, `system` and
 //!   `fpu` and
 //!   `elements` perform what is not worth emitting.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
@@ -62,10 +62,12 @@ mod sites;
 mod stack;
 mod state;
 mod strings;
+mod stubs;
 mod system;
 mod tlb;
 mod trampoline;
 mod tsc;
+mod walk;
 
 pub use engine::{Options, Stats, Translator, TranslatorError};
 pub use features::{Host, Leaf};

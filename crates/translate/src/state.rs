@@ -9,6 +9,8 @@ use core::sync::atomic::AtomicU64;
 
 use paravane_engine::{GuestMode, SegmentRegister, VcpuContext};
 
+use crate::walk::{ALIVE_PAGES, Walk};
+
 /// Entries of each software TLB; bits 12..23 of an address select one.
 pub(crate) const TLB_ENTRIES: usize = 4096;
 /// Entries of each code-page table; bits 12..23 of an address select one.
@@ -78,8 +80,33 @@ pub(crate) struct State {
     pub(crate) leave: u64,
     /// A fault of translated code.
     pub(crate) fault: HostFault,
+    /// What translated code's own page walk needs.
+    pub(crate) walk: Walk,
+    /// Which entries of the four TLBs may be filled.
+    pub(crate) filled: [Filled; 4],
+    /// Which entries of the two code-page tables may be filled.
+    pub(crate) code_filled: [Filled; 2],
     /// The page that a step works on instead of the guest's.
     pub(crate) shadow: Shadow,
+}
+
+/// One bit for each entry of a table of 4096.
+pub(crate) type Filled = [u64; 64];
+
+/// Notes that an entry is filled.
+pub(crate) fn note(filled: &mut Filled, index: usize) {
+    filled[index / 64 % 64] |= 1 << (index % 64);
+}
+
+/// The noted entries.
+pub(crate) fn noted(filled: Filled) -> impl Iterator<Item = usize> {
+    filled.into_iter().enumerate().flat_map(|(word, mut bits)| {
+        core::iter::from_fn(move || {
+            let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+            bits &= bits - 1;
+            Some(word * 64 + bit)
+        })
+    })
 }
 
 /// A page's copy.
@@ -121,7 +148,9 @@ pub(crate) enum Path {
 
 /// Offsets of the arena's parts from its base.
 pub(crate) mod part {
-    use super::{CODE_PAGE_ENTRIES, COLD_BYTES, HOT_BYTES, JUMP_ENTRIES, State, TLB_ENTRIES, bounce};
+    use super::{
+        ALIVE_PAGES, CODE_PAGE_ENTRIES, COLD_BYTES, HOT_BYTES, JUMP_ENTRIES, State, TLB_ENTRIES, bounce,
+    };
 
     pub(crate) const STATE: usize = 0;
     pub(crate) const KICK: usize = size_of::<State>();
@@ -132,7 +161,8 @@ pub(crate) mod part {
     pub(crate) const CODE_PAGES_BYTES: usize = CODE_PAGE_ENTRIES * 4;
     pub(crate) const JUMPS: usize = CODE_PAGES + 2 * CODE_PAGES_BYTES;
     pub(crate) const JUMPS_BYTES: usize = JUMP_ENTRIES * 4;
-    pub(crate) const CODE: usize = JUMPS + 2 * JUMPS_BYTES;
+    pub(crate) const ALIVE: usize = JUMPS + 2 * JUMPS_BYTES;
+    pub(crate) const CODE: usize = ALIVE + ALIVE_PAGES;
     pub(crate) const TOTAL: usize = CODE + (HOT_BYTES + COLD_BYTES) as usize;
 }
 
@@ -182,6 +212,10 @@ impl Layout {
         self.field(table + code_page_index(linear) * 4)
     }
 
+    pub(crate) fn code_pages(self, mode: GuestMode) -> u32 {
+        self.code_page(mode, 0)
+    }
+
     pub(crate) fn jumps(self, mode: GuestMode) -> u32 {
         self.field(part::JUMPS + part::JUMPS_BYTES * mode as usize)
     }
@@ -189,6 +223,10 @@ impl Layout {
     /// The first of the bounce pages that can be accessed.
     pub(crate) fn bounce(self) -> u32 {
         self.field(part::BOUNCE + bounce::GUARDS * 4096)
+    }
+
+    pub(crate) fn alive(self) -> u32 {
+        self.field(part::ALIVE)
     }
 
     pub(crate) fn code(self) -> u32 {

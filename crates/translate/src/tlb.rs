@@ -10,9 +10,9 @@ use paravane_abi::units::{GuestVirt, MachAddr, Mfn, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, GuestMode, PageFault, vector};
 use paravane_memory::paging::{Access, FaultCode, Privilege, Translation, WalkFault, walk};
 
-use crate::bits::low16;
 use crate::engine::Translator;
-use crate::state::{Path, State, TLB_ENTRIES, TlbEntry, code_page_index, tlb_index, tlb_number};
+use crate::sites::PageId;
+use crate::state::{Path, State, TlbEntry, code_page_index, note, noted, tlb_index, tlb_number};
 
 /// What is behind a page of the guest's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,11 +75,7 @@ impl Translator {
         let mode = self.env.mode;
         let host = self.host_address(page);
         self.cpu.tlb(mode, path)[index] = TlbEntry { tag: linear & !(PAGE_SIZE - 1), host };
-        let filled = &mut self.filled[tlb_number(mode, path)];
-        // A longer list than the table would only say "anything may be filled".
-        if filled.len() <= TLB_ENTRIES {
-            filled.push(low16(index as u64));
-        }
+        note(&mut self.cpu.state_mut().filled[tlb_number(mode, path)], index);
     }
 
     /// As [`Translator::fill`], for a page that Rust accessed on behalf of the guest, if translated code may reach it.
@@ -94,7 +90,7 @@ impl Translator {
     /// Forgets a whole TLB that may hold anything.
     pub(crate) fn reset_tlb(&mut self, mode: GuestMode) {
         for path in [Path::Read, Path::Write] {
-            self.filled[tlb_number(mode, path)].clear();
+            self.cpu.state_mut().filled[tlb_number(mode, path)] = [0; 64];
             for (index, entry) in self.cpu.tlb(mode, path).iter_mut().enumerate() {
                 *entry = empty(index);
             }
@@ -103,20 +99,30 @@ impl Translator {
 
     /// Forgets all translations of one TLB.
     pub(crate) fn empty_tlb(&mut self, mode: GuestMode, path: Path) {
-        let filled = core::mem::take(&mut self.filled[tlb_number(mode, path)]);
+        let filled = core::mem::replace(&mut self.cpu.state_mut().filled[tlb_number(mode, path)], [0; 64]);
         let table = self.cpu.tlb(mode, path);
-        if filled.len() > TLB_ENTRIES {
-            for (index, entry) in table.iter_mut().enumerate() {
-                *entry = empty(index);
-            }
-        } else {
-            for index in &filled {
-                table[usize::from(*index)] = empty(usize::from(*index));
-            }
+        for index in noted(filled) {
+            table[index] = empty(index);
         }
-        let mut filled = filled;
-        filled.clear();
-        self.filled[tlb_number(mode, path)] = filled;
+    }
+
+    /// Makes no code page current.
+    pub(crate) fn empty_code_pages(&mut self, mode: GuestMode) {
+        let filled = core::mem::replace(&mut self.cpu.state_mut().code_filled[mode as usize], [0; 64]);
+        let table = self.cpu.code_pages(mode);
+        for index in noted(filled) {
+            table[index] = 0;
+        }
+    }
+
+    /// Makes a code page current.
+    pub(crate) fn set_code_page(&mut self, linear: u64, id: PageId) {
+        let (mode, index) = (self.env.mode, code_page_index(linear));
+        self.cpu.code_pages(mode)[index] = id.0;
+        note(&mut self.cpu.state_mut().code_filled[mode as usize], index);
+        if let Some(alive) = self.cpu.alive().get_mut(id.0 as usize) {
+            *alive = 1;
+        }
     }
 
     /// Forgets one page, in both modes.
@@ -137,20 +143,13 @@ impl Translator {
     pub(crate) fn drop_write_entries(&mut self, frame: Mfn) {
         let host = self.host_address(Page::Frame(frame));
         for mode in [GuestMode::Kernel, GuestMode::User] {
-            let number = tlb_number(mode, Path::Write);
-            let filled = core::mem::take(&mut self.filled[number]);
+            let filled = self.cpu.state().filled[tlb_number(mode, Path::Write)];
             let table = self.cpu.tlb(mode, Path::Write);
-            let mut check = |index: usize| {
+            for index in noted(filled) {
                 if table[index].host == host {
                     table[index] = empty(index);
                 }
-            };
-            if filled.len() > TLB_ENTRIES {
-                (0..TLB_ENTRIES).for_each(check);
-            } else {
-                filled.iter().for_each(|index| check(usize::from(*index)));
             }
-            self.filled[number] = filled;
         }
     }
 
@@ -178,6 +177,7 @@ fn empty(index: usize) -> TlbEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::TLB_ENTRIES;
 
     #[test]
     fn an_empty_entry_matches_no_address_that_selects_it() {

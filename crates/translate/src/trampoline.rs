@@ -74,7 +74,7 @@ pub(crate) unsafe extern "sysv64" fn enter(state: *mut State) {
 ///
 /// Not a function: only jumped to, from the leave stub, after [`enter`] on the same state.
 #[unsafe(naked)]
-unsafe extern "sysv64" fn leave() {
+pub(crate) unsafe extern "sysv64" fn leave() {
     naked_asm!(
         "mov [r14 + {gprs} + 0], rax",
         "mov [r14 + {gprs} + 8], rcx",

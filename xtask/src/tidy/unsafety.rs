@@ -12,7 +12,7 @@ use crate::tidy::{Document, Finding};
 const CRATES: [&str; 4] = ["paravane-memory", "paravane-translate", "paravane-kvm", "paravane-bench-guest"];
 
 /// Files that hold `unsafe`, and what for.
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("crates/bench-guest/src/compute/avx2.rs", "calls a function that needs a CPU feature"),
     ("crates/bench-guest/src/raw.rs", "forks, and maps fresh memory"),
     ("crates/memory/src/mapping.rs", "maps guest memory and hands out its bytes"),
@@ -21,6 +21,7 @@ const FILES: [(&str, &str); 9] = [
     ("crates/translate/src/signal.rs", "handles the host's fault signals"),
     ("crates/translate/src/trampoline.rs", "enters translated code and comes back"),
     ("crates/translate/src/tsc.rs", "reads the time-stamp counter"),
+    ("crates/translate/src/walk.rs", "walks the guest's page tables between translated instructions"),
     ("crates/translate/tests/cpu/native/real.rs", "runs test code on the real CPU"),
 ];
 

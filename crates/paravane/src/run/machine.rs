@@ -267,6 +267,8 @@ impl Machine {
             ("  for helpers", stats.helpers),
             ("frames of overwritten code", stats.overwritten_frames),
             ("TLBs emptied", stats.tlb_flushes),
+            ("TLB entries filled in place", stats.tlb_refills),
+            ("pages of code found in place", stats.page_refills),
         ] {
             let _ = writeln!(out, "  {name:<28} {value:>14}");
         }

@@ -12,3 +12,4 @@ mod native;
 mod programs;
 mod promises;
 mod strings;
+mod walks;
