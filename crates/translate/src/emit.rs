@@ -253,7 +253,14 @@ impl Emitter {
     pub(crate) fn mark(&mut self, rip: u64) {
         let mark =
             Mark { host: self.hot.here(), borrowed: self.borrowed, host_flags: self.flags_in_host, rip };
-        self.hot_marks.push(mark);
+        // A mark holds until the next one, and many instructions are marked before and after their check.
+        let known = self
+            .hot_marks
+            .last()
+            .is_some_and(|last| last.host >= self.hot.base && Mark { host: mark.host, ..*last } == mark);
+        if !known {
+            self.hot_marks.push(mark);
+        }
     }
 
     /// A register's value is in spill slot 1 for the instruction that follows.
@@ -451,11 +458,12 @@ impl Emitter {
         let start = (access.resume - self.hot.base) as usize;
         let moved = self.cold.here();
         self.cold.bytes.extend_from_slice(&self.hot.bytes[start..]);
-        // Marks inside the copied range apply to the copy as well.
-        let later = self.hot_marks.iter().rev().take_while(|mark| mark.host >= access.resume).count();
-        for index in self.hot_marks.len() - later..self.hot_marks.len() {
-            let mark = self.hot_marks[index];
-            self.cold_marks.push(Mark { host: mark.host - access.resume + moved, ..mark });
+        // The mark that holds where the copied range starts, and those inside, apply to the copy as well.
+        let later = self.hot_marks.iter().rev().take_while(|mark| mark.host > access.resume).count();
+        let first = (self.hot_marks.len() - later).saturating_sub(1);
+        for mark in &self.hot_marks[first..] {
+            let host = mark.host.max(access.resume) - access.resume + moved;
+            self.cold_marks.push(Mark { host, ..*mark });
         }
         let commit = Commit { next, resume: self.hot.here(), page: self.page };
         let index = self.site(Site::Commit(commit));

@@ -120,7 +120,7 @@ pub(crate) struct HelperSite {
 }
 
 /// The guest instruction that host code from `host` on belongs to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     /// The host address, ascending within a part of the cache.
     pub(crate) host: u32,

@@ -22,10 +22,7 @@ fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> 
 /// Runs code from its start, with an emptied TLB.
 fn run(machine: &mut Machine, code: &[u8]) -> Exit {
     machine.memory.write(machine.machine_address(CODE), code).unwrap();
-    let mut area = [0; 4096];
-    area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
-    area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
-    machine.load(&Cpu { area, gprs: [0; 16], flags: 0x202, rip: CODE });
+    machine.load(&Cpu::plain(CODE));
     let context = machine.engine.context_mut();
     context.set_gpr(Gpr::Rsp, STACK_TOP);
     context.set_gpr(Gpr::Rbx, DATA);
