@@ -407,7 +407,8 @@ impl Translator {
 
     fn cache_is_full(&self) -> bool {
         let code = self.cpu.layout().code();
-        self.hot_next + BLOCK_ROOM > code + HOT_BYTES
+        self.pages.is_full()
+            || self.hot_next + BLOCK_ROOM > code + HOT_BYTES
             || self.cold_next + BLOCK_ROOM > code + HOT_BYTES + COLD_BYTES
     }
 

@@ -18,6 +18,7 @@ use crate::emit::Bits;
 use crate::flow::Pad;
 use crate::limits::Strict;
 use crate::sites::PageId;
+use crate::walk::ALIVE_PAGES;
 
 /// What translated code takes for granted about the CPU's mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,6 +115,11 @@ impl Pages {
         self.current.insert((linear, frame, env), id);
         self.by_frame.entry(frame).or_default().push(id);
         id
+    }
+
+    /// Whether the numbers that the walk of translated code knows are used up.
+    pub(crate) fn is_full(&self) -> bool {
+        self.pages.len() + 2 >= ALIVE_PAGES
     }
 
     /// A page by number.
