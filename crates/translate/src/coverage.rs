@@ -1,5 +1,5 @@
-//! What the translator does with every instruction form that the decoder knows: the tables of [`classify`](crate::classify)
-//! and [`presence`](crate::presence), asked once for each form.
+//! What the translator does with every instruction form that the decoder knows: the tables of `classify`
+//! and `presence`, asked once for each form.
 //!
 //! `docs/translator-coverage.md` is written from this, so it says the same on every host: which of the forms a given host
 //! can run depends on its CPUID, which the tests print.
