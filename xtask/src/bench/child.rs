@@ -23,8 +23,12 @@ pub(super) struct Finished {
     pub(super) wall: Duration,
 }
 
+/// The most that one child may take, in seconds: many times what any takes, so only one that hangs is stopped.
+const LIMIT: &str = "300";
+
 /// Runs a child to its end; any failure of it is an error that carries what it printed.
-pub(super) fn run(command: &mut Command) -> anyhow::Result<Finished> {
+pub(super) fn run(command: &Command) -> anyhow::Result<Finished> {
+    let command = &mut limited(command);
     let before = cpu_of_children()?;
     let start = Instant::now();
     let output = command::output(command)?;
@@ -35,6 +39,23 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<Finished> {
         bail!("`{line}` ended with {}:\n{printed}", output.status);
     }
     Ok(Finished { output: String::from_utf8_lossy(&output.stdout).into_owned(), cpu, wall })
+}
+
+/// The same command, stopped by timeout(1) when it hangs. What it uses counts as a child's all the same, since
+/// timeout waits for it.
+fn limited(command: &Command) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.args(["--kill-after=10", LIMIT]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        limited.current_dir(folder);
+    }
+    limited
 }
 
 /// The CPU time of all children that were waited for. Nobody else in this process starts one meanwhile.

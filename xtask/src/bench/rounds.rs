@@ -151,11 +151,11 @@ fn inside(record: &mut Record, system: System, command: &mut Command) -> anyhow:
 /// Until the first instruction of the stock kernel.
 fn start(record: &mut Record, guests: &Guests) -> anyhow::Result<()> {
     guests.forget()?;
-    let first = child::run(&mut guests.start())?;
+    let first = child::run(&guests.start())?;
     tell("start, first time", &first);
     record.add(What::FirstStartCpu, System::Paravane, first.cpu.as_secs_f64());
     record.add(What::FirstStartWall, System::Paravane, first.wall.as_secs_f64());
-    let next = child::run(&mut guests.start())?;
+    let next = child::run(&guests.start())?;
     tell("start, next time", &next);
     record.add(What::StartCpu, System::Paravane, next.cpu.as_secs_f64());
     record.add(What::StartWall, System::Paravane, next.wall.as_secs_f64());
@@ -164,7 +164,7 @@ fn start(record: &mut Record, guests: &Guests) -> anyhow::Result<()> {
 
 /// The made kernels: what one thing costs is the difference between doing it often and not.
 fn made(record: &mut Record, guests: &Guests) -> anyhow::Result<()> {
-    let cpu = |made| -> anyhow::Result<f64> { Ok(child::run(&mut guests.made(made))?.cpu.as_secs_f64()) };
+    let cpu = |made| -> anyhow::Result<f64> { Ok(child::run(&guests.made(made))?.cpu.as_secs_f64()) };
     let calls = cpu(Made::ManyHypercalls)? - cpu(Made::NoHypercalls)?;
     record.add(What::Hypercall, System::Paravane, calls / f64::from(HYPERCALLS));
     let translation = cpu(Made::MuchCode)? - cpu(Made::LittleCode)?;

@@ -47,9 +47,9 @@ pub(super) enum When {
     InTests,
 }
 
-/// Every 64-bit PV guest that Debian's mirrors have, but for one: Debian 13's realtime kernel, 6.12 with `PREEMPT_RT`, locks
-/// itself up. Once an RCU reader of a task was preempted, `rcu_read_unlock` with interrupts off asks for an irq_work, which
-/// Xen's guests make an event to themselves; the upcall for that event ends with `rcu_read_unlock` itself, and asks again.
+/// Every 64-bit PV guest that Debian's mirrors have, but for one: Debian 13's realtime kernel, 6.12 with `PREEMPT_RT`, which
+/// starts its first process and from then on does nothing but send itself an event, on the port of its irq_work. That looks
+/// like `rcu_read_unlock` asking for an irq_work at the end of each of them; whether it does so on real Xen is not known.
 ///
 /// One Linux of each series and each form of its payload is tried always; the others differ in configuration, compiler
 /// or age, and are tried when asked for.
