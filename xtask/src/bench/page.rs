@@ -47,7 +47,8 @@ impl About {
             date: line("date", &["-u", "+%Y-%m-%d"])?,
             cpu: model.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned()),
             cpus: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
-            host_kernel: line("uname", &["-r"])?,
+            // What its builder appended tells nobody anything.
+            host_kernel: line("uname", &["-r"])?.split('-').next().unwrap_or_default().to_owned(),
             rustc: line("rustc", &["--version"])?,
             commit: line("git", &["rev-parse", "--short", "HEAD"])?,
             guest_kernel: name.trim_start_matches("vmlinuz-").to_owned(),
