@@ -114,12 +114,17 @@ fn unpack(apt: &Apt, request: &Request, cache: &Path, folder: &Path) -> anyhow::
     command::read(Command::new("dpkg").arg("-x").arg(&file).arg(&tree))?;
     let receipt = format!("{name} {version} ({}, {})\n", request.suite, request.architecture);
     fs::write(tree.join(RECEIPT), receipt)?;
+    put_in_place(&tree, folder)?;
+    fs::remove_dir_all(&partial)?;
+    Ok(())
+}
+
+/// Makes a finished tree the folder that others see, in one step.
+fn put_in_place(tree: &Path, folder: &Path) -> anyhow::Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
-    fs::rename(&tree, folder).with_context(|| format!("could not put {} in place", folder.display()))?;
-    fs::remove_dir_all(&partial)?;
-    Ok(())
+    fs::rename(tree, folder).with_context(|| format!("could not put {} in place", folder.display()))
 }
 
 /// Finds the package that holds the files: a kernel's meta package depends on the real one.

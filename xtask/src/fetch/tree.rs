@@ -12,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use crate::command;
 use crate::fetch::apt::Apt;
 use crate::fetch::request::{USUAL_ARCHITECTURE, USUAL_SUITE};
-use crate::fetch::{RECEIPT, lock};
+use crate::fetch::{RECEIPT, lock, put_in_place};
 use crate::repo::Repo;
 
 /// What no program reads, and would double the size.
@@ -75,10 +75,7 @@ fn unpack(apt: &Apt, folder: &Path, packages: &[&str], wanted: &str) -> anyhow::
         }
     }
     fs::write(tree.join(RECEIPT), receipt)?;
-    if folder.exists() {
-        fs::remove_dir_all(folder)?;
-    }
-    fs::rename(&tree, folder).with_context(|| format!("could not put {} in place", folder.display()))?;
+    put_in_place(&tree, folder)?;
     fs::remove_dir_all(&partial)?;
     Ok(())
 }
