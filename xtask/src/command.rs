@@ -2,8 +2,9 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use anyhow::{Context as _, bail};
 
@@ -34,6 +35,22 @@ pub(crate) fn read(command: &mut Command) -> anyhow::Result<String> {
     }
     String::from_utf8(output.stdout)
         .with_context(|| format!("`{}` printed something other than UTF-8", line(command)))
+}
+
+/// Runs a command without input to its end and hands each line of its standard output on as it comes, without what ends it.
+pub(crate) fn follow(command: &mut Command, mut each: impl FnMut(&str)) -> anyhow::Result<ExitStatus> {
+    let line = line(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("could not start `{line}`"))?;
+    let output = child.stdout.take().context("its output is a pipe")?;
+    for text in BufReader::new(output).split(b'\n') {
+        let text = text.with_context(|| format!("could not read what `{line}` prints"))?;
+        each(String::from_utf8_lossy(&text).trim_end_matches('\r'));
+    }
+    Ok(child.wait()?)
 }
 
 /// Runs a command quietly, whatever its status.
@@ -85,6 +102,17 @@ mod tests {
 
         let text = error.to_string();
         assert!(text.contains("exit status: 3") && text.contains("no such thing"), "{text}");
+    }
+
+    #[test]
+    fn lines_are_handed_on_without_their_ends_whatever_the_status() {
+        let mut lines = Vec::new();
+        let script = "printf 'one\\r\\n\\n two \\nlast'; exit 3";
+        let status =
+            follow(Command::new("sh").args(["-c", script]), |line| lines.push(line.to_owned())).unwrap();
+
+        assert_eq!(lines, ["one", "", " two ", "last"]);
+        assert_eq!(status.code(), Some(3));
     }
 
     #[test]

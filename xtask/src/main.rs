@@ -15,6 +15,7 @@ mod generate;
 mod guests;
 mod licences;
 mod metadata;
+mod program;
 mod repo;
 mod test;
 mod tidy;

@@ -5,15 +5,13 @@
 
 mod tour;
 
-use std::fs;
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
-use std::process::{Command, Stdio};
+use std::io::{self, IsTerminal as _};
+use std::process::Command;
 
-use anyhow::Context as _;
 use paravane_initramfs::{Action, Report};
 
 use crate::guests::linux;
-use crate::metadata::Metadata;
+use crate::program::{self, Profile};
 use crate::repo::Repo;
 use crate::{command, fetch};
 
@@ -38,20 +36,14 @@ pub(crate) struct Args {
 pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
     println!("== A stock Debian kernel, and busybox");
     let kernel = fetch::kernel_in(&fetch::package(repo, &fetch::STOCK_KERNEL.parse()?)?)?;
-    let busybox = fetch::package(repo, &fetch::BUSYBOX.parse()?)?.join("bin/busybox");
+    let initrd = program::target(repo)?.join("demo-initrd.cpio");
+    program::write_initrd(repo, &initrd)?;
 
     println!("\n== The program");
-    command::run(command::cargo(repo).args(["build", "--release", "--locked", "--package", "paravane"]))?;
-    let target = Metadata::of(repo, "Cargo.toml")?.target_directory;
-    let program = target.join("release/paravane");
+    let program = program::build(repo, Profile::Release)?;
     if args.tour {
         return tour::run(&program, &kernel);
     }
-
-    let initrd = target.join("demo-initrd.cpio");
-    let contents = fs::read(&busybox).with_context(|| format!("could not read {}", busybox.display()))?;
-    fs::write(&initrd, paravane_initramfs::build(&contents))
-        .with_context(|| format!("could not write {}", initrd.display()))?;
 
     let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !args.check;
     let action = if interactive { Action::Shell } else { Action::Check };
@@ -72,16 +64,12 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
 /// Boots a guest that checks itself, prints what it prints, and judges it.
 fn checked(boot: &mut Command) -> anyhow::Result<Report> {
     println!("$ {}", command::line(boot));
-    let mut guest = boot.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("could not start it")?;
-    let output = guest.stdout.take().context("its output is a pipe")?;
     let mut console = String::new();
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("could not read what the guest prints")?;
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let status = command::follow(boot, |line| {
+        let line = line.trim_end();
         println!("{line}");
-        console.push_str(&line);
+        console.push_str(line);
         console.push('\n');
-    }
-    let status = guest.wait()?;
+    })?;
     linux::judge(&console, status.code())
 }

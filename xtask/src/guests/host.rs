@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 
 use crate::bench::child::cpu_of_children;
-use crate::metadata::Metadata;
+use crate::command;
+use crate::program::{self, Profile};
 use crate::repo::Repo;
-use crate::{command, fetch};
 
 /// How long a guest may run, in seconds: many times what the slowest one takes, so only a guest that hangs is stopped.
 const TIMEOUT: &str = "600";
@@ -32,8 +32,8 @@ pub(super) struct Host {
 pub(super) enum Program<'a> {
     /// It is there.
     At(&'a Path),
-    /// It is built with this cargo profile, which is also the name of its folder below the target directory.
-    Built { flags: &'a [&'a str], folder: &'a str },
+    /// It is built.
+    Built(Profile),
 }
 
 /// A run that came to its end.
@@ -51,23 +51,15 @@ pub(super) struct Ended {
 impl Host {
     /// Builds the program unless it is there, and makes the initial ramdisk.
     pub(super) fn prepare(repo: &Repo, program: &Program<'_>) -> anyhow::Result<Self> {
-        let busybox = fetch::package(repo, &fetch::BUSYBOX.parse()?)?.join("bin/busybox");
-        let target = Metadata::of(repo, "Cargo.toml")?.target_directory;
-        let folder = target.join("guests");
+        let folder = program::target(repo)?.join("guests");
         fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
         let paravane = match program {
             Program::At(path) => std::path::absolute(path)?,
-            Program::Built { flags, folder } => {
-                let mut build = command::cargo(repo);
-                command::run(build.args(["build", "--locked", "--package", "paravane"]).args(*flags))?;
-                target.join(folder).join("paravane")
-            }
+            Program::Built(profile) => program::build(repo, *profile)?,
         };
         ensure!(paravane.is_file(), "{} is not there", paravane.display());
-        let contents = fs::read(&busybox).with_context(|| format!("could not read {}", busybox.display()))?;
         let initrd = folder.join("initrd.cpio");
-        fs::write(&initrd, paravane_initramfs::build(&contents))
-            .with_context(|| format!("could not write {}", initrd.display()))?;
+        program::write_initrd(repo, &initrd)?;
         Ok(Self { paravane, initrd, folder })
     }
 

@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow, bail, ensure};
 
 use crate::fetch;
+use crate::program::Profile;
 use crate::repo::Repo;
 
 use catalogue::{Kind, TRIALS, Trial, When};
@@ -53,7 +54,7 @@ pub(crate) struct Args {
 /// Tries the chosen guests and prints a table.
 pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
     let trials = Trial::chosen(&args.guests)?;
-    let built = Program::Built { flags: &["--release"], folder: "release" };
+    let built = Program::Built(Profile::Release);
     let program = args.program.as_deref().map_or(built, Program::At);
     let outcomes = try_all(repo, &program, &trials)?;
     if let Some(path) = &args.json {
@@ -73,7 +74,7 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
 
 /// The step `guests` of `cargo xtask test`: the trials that are made always, in the program that the tests built.
 pub(crate) fn always(repo: &Repo) -> anyhow::Result<()> {
-    let program = Program::Built { flags: &[], folder: "debug" };
+    let program = Program::Built(Profile::Dev);
     verdict(&try_all(repo, &program, &Trial::always())?)
 }
 

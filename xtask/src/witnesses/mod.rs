@@ -13,15 +13,15 @@ mod list;
 mod runs;
 mod tree;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::ValueEnum;
 
-use crate::metadata::Metadata;
+use crate::fetch;
+use crate::program::{self, Profile};
 use crate::repo::Repo;
-use crate::{command, fetch};
 
 use list::{WITNESSES, Witness};
 use runs::Outcome;
@@ -57,12 +57,12 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
     let witnesses: Vec<_> =
         if args.witnesses.is_empty() { WITNESSES.iter().collect() } else { args.witnesses.clone() };
     println!("== The program");
-    command::run(command::cargo(repo).args(["build", "--release", "--locked", "--package", "paravane"]))?;
-    let program = Metadata::of(repo, "Cargo.toml")?.target_directory.join("release/paravane");
+    let program = program::build(repo, Profile::Release)?;
+    let stand = Stand::prepare(repo, &program, args.kernel, &args.memory, &witnesses)?;
     let end = args.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let mut rounds = 0;
     loop {
-        hear(repo, &program, args.kernel, &args.memory, &witnesses)?;
+        stand.hear()?;
         rounds += 1;
         if end.is_none_or(|end| Instant::now() >= end) {
             println!("\nall witnesses agree with the host, {rounds} times");
@@ -73,35 +73,53 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
 
 /// Hears those that take a moment, with the program that the tests have built.
 pub(crate) fn quick(repo: &Repo) -> anyhow::Result<()> {
-    command::run(command::cargo(repo).args(["build", "--locked", "--package", "paravane"]))?;
-    let program = Metadata::of(repo, "Cargo.toml")?.target_directory.join("debug/paravane");
+    let program = program::build(repo, Profile::Dev)?;
     let witnesses: Vec<_> = WITNESSES.iter().filter(|witness| witness.quick).collect();
-    hear(repo, &program, Kernel::Cloud, "2G", &witnesses)
+    Stand::prepare(repo, &program, Kernel::Cloud, "2G", &witnesses)?.hear()
 }
 
-fn hear(
-    repo: &Repo,
-    program: &Path,
-    kernel: Kernel,
-    memory: &str,
-    witnesses: &[&Witness],
-) -> anyhow::Result<()> {
-    println!("\n== The witnesses");
-    let request = match kernel {
-        Kernel::Stock => fetch::STOCK_KERNEL,
-        Kernel::Cloud => fetch::CLOUD_KERNEL,
-    };
-    let kernel = fetch::kernel_in(&fetch::package(repo, &request.parse()?)?)?;
-    let root = tree::make(repo)?;
-    let initrd = Metadata::of(repo, "Cargo.toml")?.target_directory.join("witnesses.cpio");
-    tree::archive(&root, &initrd)?;
-    let names: Vec<_> = witnesses.iter().map(|witness| witness.name).collect();
+/// All that guests need to be compared with the host, made once for however many of them.
+struct Stand<'a> {
+    program: &'a Path,
+    kernel: PathBuf,
+    initrd: PathBuf,
+    memory: &'a str,
+    witnesses: &'a [&'static Witness],
+    names: Vec<&'static str>,
+    /// What the witnesses said on the host.
+    host: Outcome,
+}
 
-    println!("\n== On the host");
-    let host = runs::on_the_host(&root, &names)?;
-    println!("\n== In a guest");
-    let guest = runs::in_a_guest(program, &kernel, &initrd, memory, &names)?;
-    compare(witnesses, &host, &guest)
+impl<'a> Stand<'a> {
+    fn prepare(
+        repo: &Repo,
+        program: &'a Path,
+        kernel: Kernel,
+        memory: &'a str,
+        witnesses: &'a [&'static Witness],
+    ) -> anyhow::Result<Self> {
+        println!("\n== The witnesses");
+        let request = match kernel {
+            Kernel::Stock => fetch::STOCK_KERNEL,
+            Kernel::Cloud => fetch::CLOUD_KERNEL,
+        };
+        let kernel = fetch::kernel_in(&fetch::package(repo, &request.parse()?)?)?;
+        let root = tree::make(repo)?;
+        let initrd = program::target(repo)?.join("witnesses.cpio");
+        tree::archive(&root, &initrd)?;
+        let names: Vec<_> = witnesses.iter().map(|witness| witness.name).collect();
+
+        println!("\n== On the host");
+        let host = runs::on_the_host(&root, &names)?;
+        Ok(Self { program, kernel, initrd, memory, witnesses, names, host })
+    }
+
+    /// Runs one guest and compares.
+    fn hear(&self) -> anyhow::Result<()> {
+        println!("\n== In a guest");
+        let guest = runs::in_a_guest(self.program, &self.kernel, &self.initrd, self.memory, &self.names)?;
+        compare(self.witnesses, &self.host, &guest)
+    }
 }
 
 /// Prints the table, and fails unless each witness said the same in both places, and succeeded.

@@ -1,11 +1,10 @@
 //! A run of witnesses on the host and one in a guest, and what they printed.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 
 use crate::command;
 
@@ -115,18 +114,13 @@ pub(super) fn in_a_guest(
 
 /// Runs a command to its end, shows who has been heard, and reads what it printed.
 fn follow(run: &mut Command) -> anyhow::Result<Outcome> {
-    let mut child = run.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("could not start it")?;
-    let output = child.stdout.take().context("its output is a pipe")?;
     let mut outcome = Outcome::default();
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line.context("could not read what it prints")?;
-        let line = String::from_utf8_lossy(&line);
+    let status = command::follow(run, |line| {
         if !line.starts_with("witness: ") || line.contains(" done ") {
-            println!("{}", line.trim_end());
+            println!("{line}");
         }
-        outcome.add(&line);
-    }
-    let status = child.wait()?;
+        outcome.add(line);
+    })?;
     ensure!(status.success(), "`{}` ended with {status}", command::line(run));
     Ok(outcome)
 }
