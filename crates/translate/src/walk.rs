@@ -164,26 +164,50 @@ macro_rules! executable {
     };
 }
 
-/// Restores registers and goes back to the address in the upper half of R15; or, from 9, leaves to Rust.
-macro_rules! end {
+/// The guest's registers again.
+macro_rules! restore {
     () => {
         "mov rax, [r14 + {saved}]
          mov rcx, [r14 + {saved} + 8]
          mov rdx, [r14 + {saved} + 16]
          mov rbx, [r14 + {saved} + 24]
          mov rsi, [r14 + {saved} + 32]
-         mov rdi, [r14 + {saved} + 40]
-         mov r14, [r14 + {scratch}]
-         shr r15, 32
-         jmp r15
-       9:
-         mov rax, [r14 + {saved}]
-         mov rcx, [r14 + {saved} + 8]
-         mov rdx, [r14 + {saved} + 16]
-         mov rbx, [r14 + {saved} + 24]
-         mov rsi, [r14 + {saved} + 32]
-         mov rdi, [r14 + {saved} + 40]
-         jmp {leave}"
+         mov rdi, [r14 + {saved} + 40]"
+    };
+}
+
+/// Restores registers and goes back to the address in the upper half of R15; or, from 9, leaves to Rust.
+macro_rules! end {
+    () => {
+        concat!(
+            restore!(),
+            "
+             mov r14, [r14 + {scratch}]
+             shr r15, 32
+             jmp r15
+           9:
+             ",
+            restore!(),
+            "
+             jmp {leave}"
+        )
+    };
+}
+
+/// The body of a walk: its code, then the operands that only this one has.
+macro_rules! walk_asm {
+    ($($code:expr),+; $($operands:tt)*) => {
+        naked_asm!(
+            $($code),+,
+            saved = const WALK + offset_of!(Walk, saved),
+            scratch = const offset_of!(State, scratch),
+            root = const WALK + offset_of!(Walk, root),
+            first = const WALK + offset_of!(Walk, first),
+            count = const WALK + offset_of!(Walk, count),
+            base = const WALK + offset_of!(Walk, base),
+            leave = sym crate::trampoline::leave,
+            $($operands)*
+        )
     };
 }
 
@@ -216,7 +240,7 @@ macro_rules! fill {
 /// Not a function: only jumped to, from a stub, with the state's address in R14.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn read_walk() {
-    naked_asm!(
+    walk_asm!(
         begin!(),
         // Present, user, accessed.
         level!("39", "0x25"), not_large!(), frame!(),
@@ -227,17 +251,10 @@ unsafe extern "sysv64" fn read_walk() {
          cmp rax, rdi
          jae 9f",
         fill!(),
-        end!(),
-        saved = const WALK + offset_of!(Walk, saved),
-        scratch = const offset_of!(State, scratch),
-        root = const WALK + offset_of!(Walk, root),
-        first = const WALK + offset_of!(Walk, first),
-        count = const WALK + offset_of!(Walk, count),
-        base = const WALK + offset_of!(Walk, base),
+        end!();
         table = const WALK + offset_of!(Walk, tables),
         filled = const WALK + offset_of!(Walk, filled),
         refills = const WALK + offset_of!(Walk, refills),
-        leave = sym crate::trampoline::leave,
     );
 }
 
@@ -248,7 +265,7 @@ unsafe extern "sysv64" fn read_walk() {
 /// As for [`read_walk`].
 #[unsafe(naked)]
 unsafe extern "sysv64" fn write_walk() {
-    naked_asm!(
+    walk_asm!(
         begin!(),
         // Present, writable, user, accessed; dirty too at the leaf.
         level!("39", "0x27"), not_large!(), frame!(),
@@ -262,18 +279,11 @@ unsafe extern "sysv64" fn write_walk() {
          cmp qword ptr [rdx + rax*8], 0
          jne 9f",
         fill!(),
-        end!(),
-        saved = const WALK + offset_of!(Walk, saved),
-        scratch = const offset_of!(State, scratch),
-        root = const WALK + offset_of!(Walk, root),
-        first = const WALK + offset_of!(Walk, first),
-        count = const WALK + offset_of!(Walk, count),
-        base = const WALK + offset_of!(Walk, base),
+        end!();
         lines = const WALK + offset_of!(Walk, lines),
         table = const WALK + offset_of!(Walk, tables) + 8,
         filled = const WALK + offset_of!(Walk, filled) + 8,
         refills = const WALK + offset_of!(Walk, refills),
-        leave = sym crate::trampoline::leave,
     );
 }
 
@@ -284,7 +294,7 @@ unsafe extern "sysv64" fn write_walk() {
 /// As for [`read_walk`].
 #[unsafe(naked)]
 unsafe extern "sysv64" fn code_walk() {
-    naked_asm!(
+    walk_asm!(
         begin!(),
         level!("39", "0x25"), executable!(), not_large!(), frame!(),
         level!("30", "0x25"), executable!(), not_large!(), frame!(),
@@ -310,13 +320,7 @@ unsafe extern "sysv64" fn code_walk() {
          mov rsi, [r14 + {code_filled}]
          bts qword ptr [rsi], rcx
          inc qword ptr [r14 + {page_checks}]",
-        end!(),
-        saved = const WALK + offset_of!(Walk, saved),
-        scratch = const offset_of!(State, scratch),
-        root = const WALK + offset_of!(Walk, root),
-        first = const WALK + offset_of!(Walk, first),
-        count = const WALK + offset_of!(Walk, count),
-        base = const WALK + offset_of!(Walk, base),
+        end!();
         expected_frame = const WALK + offset_of!(Walk, expected_frame),
         expected_env = const WALK + offset_of!(Walk, expected_env),
         expected_page = const WALK + offset_of!(Walk, expected_page),
@@ -326,6 +330,5 @@ unsafe extern "sysv64" fn code_walk() {
         code_pages = const WALK + offset_of!(Walk, code_pages),
         code_filled = const WALK + offset_of!(Walk, code_filled),
         page_checks = const WALK + offset_of!(Walk, page_checks),
-        leave = sym crate::trampoline::leave,
     );
 }
