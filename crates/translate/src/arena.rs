@@ -14,6 +14,7 @@ use paravane_engine::{GuestMode, Kick, VcpuContext};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::runs::Runs;
 use crate::state::{
     CODE_PAGE_ENTRIES, HOT_BYTES, HostFault, JUMP_ENTRIES, KickCell, Layout, Path, SHARED_SLOTS, Shadow,
     State, TLB_ENTRIES, TlbEntry, bounce, part, tlb_number,
@@ -115,6 +116,7 @@ impl Cpu {
             leave: trampoline::leave_address(),
             fault: HostFault::default(),
             walk: Walk::new(),
+            runs: Runs::new(),
             filled: [[0; 64]; 4],
             code_filled: [[0; 64]; 2],
             shadow: Shadow([0; 4096]),

@@ -506,8 +506,8 @@ impl Emitter {
     }
 
     /// Emits the cold part of an instruction that Rust performs if any of `jumps` is taken, the guest's flags being in
-    /// memory as far as they matter. Rust continues behind what the hot part has so far.
-    pub(crate) fn helper_aside(&mut self, decoded: &Decoded, helper: Helper, jumps: &[Rel32]) {
+    /// memory as far as they matter. Rust continues behind what the hot part has so far. Returns the site.
+    pub(crate) fn helper_aside(&mut self, decoded: &Decoded, helper: Helper, jumps: &[Rel32]) -> u32 {
         let target = self.cold.here();
         for jump in jumps {
             self.hot.patch(*jump, target);
@@ -519,6 +519,7 @@ impl Emitter {
         self.cold.constant(reg::R15, u64::from(index));
         let leave = self.stubs.leave;
         self.cold.jmp(leave);
+        index
     }
 
     /// Emits a jump from hot code to a leave for `site`.

@@ -91,6 +91,8 @@ pub struct Stats {
     pub overwritten_frames: u64,
     /// TLB entries that translated code filled itself.
     pub tlb_refills: u64,
+    /// Long runs of REP MOVS and STOS that translated code did itself.
+    pub string_runs: u64,
     /// Pages of code that translated code found mapped as before.
     pub page_refills: u64,
     /// Times the translations of all pages of a guest mode were dropped.
@@ -200,8 +202,14 @@ impl Translator {
 
     /// What the engine did so far.
     pub fn stats(&self) -> Stats {
-        let walk = &self.cpu.state().walk;
-        Stats { tlb_refills: walk.refills, page_refills: walk.page_checks, ..self.stats }
+        let state = self.cpu.state();
+        let (walk, runs) = (&state.walk, &state.runs);
+        Stats {
+            tlb_refills: walk.refills,
+            page_refills: walk.page_checks,
+            string_runs: runs.completed,
+            ..self.stats
+        }
     }
 
     /// Tells the walk of translated code where guest memory is.

@@ -9,7 +9,7 @@
 //!   accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
-//! * `engine` is the run loop; `access`, `tlb` and `walk` serve memory; `help`, `strings`, `segments`, `system` and
+//! * `engine` is the run loop; `access`, `tlb` and `walk` serve memory; `runs` moves much of it; `help`, `strings`, `segments`, `system` and
 //!   `fpu` and
 //!   `elements` perform what is not worth emitting.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
@@ -56,6 +56,7 @@ mod perf_map;
 mod presence;
 mod registers;
 mod reuse;
+mod runs;
 mod segments;
 mod signal;
 mod sites;

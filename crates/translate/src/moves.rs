@@ -1,9 +1,9 @@
 //! MOVS and STOS in place.
 //!
 //! Within one page of the destination, and of the source, the host's own string instruction does the work: the TLB
-//! check turns RSI and RDI into host addresses, and afterwards what was added is taken off again. Whatever does not
-//! fit (a miss, the end of a page, the direction flag set) goes to Rust as a whole, which works in chunks and fills
-//! the TLB as it goes.
+//! check turns RSI and RDI into host addresses, and afterwards what was added is taken off again. A longer run, or one
+//! whose pages the TLB does not know, is done page by page; see [`runs`](crate::runs). A single element that does not
+//! fit, and everything with the direction flag set, goes to Rust, which works in chunks and fills the TLB as it goes.
 //!
 //! Overlapping operands need no care: pages that share a frame share its host address, so bytes propagate as on the
 //! guest's own CPU.
@@ -33,7 +33,7 @@ impl Emitter {
         let repeats = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         let mut slow = Vec::with_capacity(8);
         self.hot.cmp32_mem(Mem::at(self.layout.field(offset_of!(State, direction))), 0);
-        slow.push(self.hot.jcc_later(cond::NOT_EQUAL));
+        let downward = self.hot.jcc_later(cond::NOT_EQUAL);
         if repeats {
             self.hot.group1(true, 7, reg::RCX, 4096 / i32::from(size));
             slow.push(self.hot.jcc_later(cond::ABOVE));
@@ -56,7 +56,25 @@ impl Emitter {
         if moves {
             self.hot.sub(reg::RSI, reg::R15);
         }
-        self.helper_aside(decoded, Helper::String, &slow);
+        if !repeats {
+            slow.push(downward);
+            self.helper_aside(decoded, Helper::String, &slow);
+            return;
+        }
+        let site = self.helper_aside(decoded, Helper::String, &[downward]);
+        self.long_run(&slow, site, (size, moves));
+    }
+
+    /// The cold part of a run that does not fit: goes on behind what the hot part has so far, or at the site.
+    fn long_run(&mut self, slow: &[Rel32], site: u32, (size, moves): (u8, bool)) {
+        let target = self.cold.here();
+        for jump in slow {
+            self.hot.patch(*jump, target);
+        }
+        let resume = self.hot.here();
+        self.cold.constant(reg::R15, u64::from(resume) << 32 | u64::from(site));
+        let number = size.trailing_zeros() as usize + if moves { 0 } else { 4 };
+        self.cold.jmp(self.stubs.runs[number]);
     }
 
     /// The host address of the run of elements at `pointer`, all in one page: to R14.

@@ -9,6 +9,7 @@ use core::sync::atomic::AtomicU64;
 
 use paravane_engine::{GuestMode, SegmentRegister, VcpuContext};
 
+use crate::runs::Runs;
 use crate::walk::{ALIVE_PAGES, Walk};
 
 /// Entries of each software TLB; bits 12..23 of an address select one.
@@ -82,6 +83,8 @@ pub(crate) struct State {
     pub(crate) fault: HostFault,
     /// What translated code's own page walk needs.
     pub(crate) walk: Walk,
+    /// What long string moves need.
+    pub(crate) runs: Runs,
     /// Which entries of the four TLBs may be filled.
     pub(crate) filled: [Filled; 4],
     /// Which entries of the two code-page tables may be filled.

@@ -94,16 +94,16 @@ impl Translator {
         if uses_target {
             count = count.min(elements_in_page(target, shape.size, down));
         }
-        let size = shape.size as u64;
-        // The first element's address is the one that a fault shows.
-        if uses_source {
-            self.check_segment(shape.source, source, size, Path::Read)?;
-            self.pages_for(source, shape.size, Path::Read)?;
+        // The first element's address is the one that a fault shows. CMPS looks at its second operand first.
+        if shape.kind == Kind::Compare {
+            self.string_operand(SegmentRegister::Es, target, shape.size, Path::Read)?;
         }
-        if uses_target {
-            let path = if matches!(shape.kind, Kind::Move | Kind::Store) { Path::Write } else { Path::Read };
-            self.check_segment(SegmentRegister::Es, target, size, path)?;
-            self.pages_for(target, shape.size, path)?;
+        if uses_source {
+            self.string_operand(shape.source, source, shape.size, Path::Read)?;
+        }
+        if uses_target && shape.kind != Kind::Compare {
+            let path = if shape.kind == Kind::Scan { Path::Read } else { Path::Write };
+            self.string_operand(SegmentRegister::Es, target, shape.size, path)?;
         }
         let (done, goes_on) = match shape.kind {
             Kind::Move => (self.move_chunk(source, target, shape.size, count, down)?, true),
@@ -127,6 +127,18 @@ impl Translator {
             self.advance(Register::RDI, shape.width, step);
         }
         Ok((done, goes_on))
+    }
+
+    /// Checks an element's segment and pages.
+    fn string_operand(
+        &mut self,
+        segment: SegmentRegister,
+        address: u64,
+        size: usize,
+        path: Path,
+    ) -> Result<(), Exit> {
+        self.check_segment(segment, address, size as u64, path)?;
+        self.pages_for(address, size, path).map(|_pages| ())
     }
 
     fn move_chunk(&mut self, from: u64, to: u64, size: usize, count: u64, down: bool) -> Result<u64, Exit> {
@@ -190,28 +202,30 @@ impl Translator {
         down: bool,
     ) -> Result<(u64, bool), Exit> {
         let size = shape.size;
-        for index in 0..count {
-            let left = match shape.kind {
-                Kind::Compare => self.read_number(offset_by(source, size, index, down), size)?,
-                Kind::Scan | Kind::Move | Kind::Store | Kind::Load => {
-                    cut_bytes(self.get(Register::RAX), size)
-                }
-            };
-            let right = self.read_number(offset_by(target, size, index, down), size)?;
-            let flags = compare_flags(left, right, size);
-            let context = &mut self.cpu.state_mut().context;
-            context.rflags = (context.rflags & !rflags::STATUS) | flags;
-            let equal = flags & rflags::ZF != 0;
-            let goes_on = match shape.repeat {
-                Repeat::Once | Repeat::Count => true,
-                Repeat::WhileEqual => equal,
-                Repeat::WhileDifferent => !equal,
-            };
-            if !goes_on {
-                return Ok((index + 1, false));
-            }
+        let len = size * index_of(count);
+        let (mut lefts, mut rights) = ([0; PAGE_BYTES + 8], [0; PAGE_BYTES + 8]);
+        if shape.kind == Kind::Compare {
+            self.read_linear(lowest(source, size, count, down), &mut lefts[..len])?;
         }
-        Ok((count, true))
+        self.read_linear(lowest(target, size, count, down), &mut rights[..len])?;
+        let wanted = cut_bytes(self.get(Register::RAX), size);
+        let pair = |index: usize| {
+            let at = size * if down { index_of(count) - 1 - index } else { index };
+            let left = if shape.kind == Kind::Compare { element(&lefts, at, size) } else { wanted };
+            (left, element(&rights, at, size))
+        };
+        let goes_on = |(left, right): (u64, u64)| match shape.repeat {
+            Repeat::Once | Repeat::Count => true,
+            Repeat::WhileEqual => left == right,
+            Repeat::WhileDifferent => left != right,
+        };
+        // Only the last comparison's flags show.
+        let end = (0..index_of(count)).position(|index| !goes_on(pair(index)));
+        let last = end.unwrap_or(len / size - 1);
+        let (left, right) = pair(last);
+        let context = &mut self.cpu.state_mut().context;
+        context.rflags = (context.rflags & !rflags::STATUS) | compare_flags(left, right, size);
+        Ok((last as u64 + 1, end.is_none()))
     }
 
     fn string_address(&self, register: Register, segment: SegmentRegister, width: u32) -> u64 {
@@ -223,6 +237,11 @@ impl Translator {
         let slot = &mut self.cpu.state_mut().context.gprs[usize::from(number(register))];
         *slot = merged(*slot, slot.wrapping_add(by), width as usize);
     }
+}
+
+/// The number of some bytes at a place.
+fn element(bytes: &[u8], at: usize, size: usize) -> u64 {
+    bytes[at..at + size].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Flags of a comparison of two numbers.

@@ -239,7 +239,7 @@ macro_rules! fill {
 ///
 /// Not a function: only jumped to, from a stub, with the state's address in R14.
 #[unsafe(naked)]
-unsafe extern "sysv64" fn read_walk() {
+pub(crate) unsafe extern "sysv64" fn read_walk() {
     walk_asm!(
         begin!(),
         // Present, user, accessed.
@@ -264,7 +264,7 @@ unsafe extern "sysv64" fn read_walk() {
 ///
 /// As for [`read_walk`].
 #[unsafe(naked)]
-unsafe extern "sysv64" fn write_walk() {
+pub(crate) unsafe extern "sysv64" fn write_walk() {
     walk_asm!(
         begin!(),
         // Present, writable, user, accessed; dirty too at the leaf.

@@ -12,12 +12,13 @@ use crate::tidy::{Document, Finding};
 const CRATES: [&str; 4] = ["paravane-memory", "paravane-translate", "paravane-kvm", "paravane-bench-guest"];
 
 /// Files that hold `unsafe`, and what for.
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 11] = [
     ("crates/bench-guest/src/compute/avx2.rs", "calls a function that needs a CPU feature"),
     ("crates/bench-guest/src/raw.rs", "forks, and maps fresh memory"),
     ("crates/memory/src/mapping.rs", "maps guest memory and hands out its bytes"),
     ("crates/translate/src/arena.rs", "maps the memory that translated code and Rust share"),
     ("crates/translate/src/features.rs", "reads XCR0"),
+    ("crates/translate/src/runs.rs", "moves guest memory between translated instructions"),
     ("crates/translate/src/signal.rs", "handles the host's fault signals"),
     ("crates/translate/src/trampoline.rs", "enters translated code and comes back"),
     ("crates/translate/src/tsc.rs", "reads the time-stamp counter"),

@@ -268,6 +268,7 @@ impl Machine {
             ("frames of overwritten code", stats.overwritten_frames),
             ("TLBs emptied", stats.tlb_flushes),
             ("TLB entries filled in place", stats.tlb_refills),
+            ("long string moves in place", stats.string_runs),
             ("pages of code found in place", stats.page_refills),
         ] {
             let _ = writeln!(out, "  {name:<28} {value:>14}");
