@@ -108,6 +108,7 @@ impl Cpu {
             resume: 0,
             scratch: 0,
             reason: 0,
+            branch: 0,
             host_mxcsr: 0x1f80,
             spill: [0; 4],
             shared: [0; SHARED_SLOTS],

@@ -400,6 +400,7 @@ impl Translator {
             avx: context.xcr0 & 6 == 6,
             avx512: context.xcr0 & 0xe6 == 0xe6,
             bits: self.env.bits,
+            limited: self.env.code_limit != u64::MAX,
             is_amd: self.host().is_amd(),
             present: self.host().present(),
         }

@@ -131,8 +131,8 @@ pub(crate) enum Helper {
     SaveLegacy,
     /// VZEROALL and VZEROUPPER of 32-bit code.
     ZeroVectors,
-    /// LOOP, LOOPcc and JCXZ that count in CX.
-    CountedJump,
+    /// Near branches of 32-bit code that cut EIP or count in CX, and all of those that may miss a limit.
+    Branch,
     /// Gathers and scatters.
     Elements,
     /// MASKMOVQ and MASKMOVDQU.
@@ -167,7 +167,7 @@ impl Helper {
             | Self::SystemCall
             | Self::Privileged
             | Self::Undefined
-            | Self::CountedJump
+            | Self::Branch
             | Self::NoDevice => true,
             Self::String
             | Self::Enter
@@ -202,6 +202,8 @@ pub(crate) struct Rules {
     pub(crate) avx512: bool,
     /// Whether code is 64-bit or 32-bit.
     pub(crate) bits: Bits,
+    /// Whether the code segment has a limit that a target can miss.
+    pub(crate) limited: bool,
     /// Whether the CPU follows AMD where it differs from Intel.
     pub(crate) is_amd: bool,
     /// Features that instructions may use.
@@ -225,7 +227,7 @@ pub(crate) fn classify(
         return Class::Helper(Helper::NoDevice);
     }
     if rules.bits == Bits::B32
-        && let Some(helper) = named_in_32_bit_code(instruction)
+        && let Some(helper) = named_in_32_bit_code(instruction, rules.limited)
     {
         return Class::Helper(helper);
     }
@@ -251,14 +253,14 @@ pub(crate) fn classify(
 }
 
 /// Instructions that reach fewer registers in 32-bit code than in the 64-bit code they would be copied to.
-fn named_in_32_bit_code(instruction: &Instruction) -> Option<Helper> {
+fn named_in_32_bit_code(instruction: &Instruction, limited: bool) -> Option<Helper> {
     match instruction.mnemonic() {
         Mnemonic::Fxsave | Mnemonic::Fxrstor => Some(Helper::SaveLegacy),
         Mnemonic::Vzeroall | Mnemonic::Vzeroupper => Some(Helper::ZeroVectors),
-        Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne | Mnemonic::Jcxz
-            if instruction.op_code().address_size() == 16 =>
-        {
-            Some(Helper::CountedJump)
+        _ if near_flow(instruction).is_some() => {
+            let info = instruction.op_code();
+            let counts_in_cx = near_flow(instruction) == Some(Flow::Counted) && info.address_size() == 16;
+            (limited || info.operand_size() == 16 || counts_in_cx).then_some(Helper::Branch)
         }
         _ => None,
     }
@@ -360,27 +362,44 @@ fn named_helper(mnemonic: Mnemonic) -> Option<Helper> {
     Some(helper)
 }
 
-/// Instructions that their flow control and operands decide.
-fn by_operands(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Class {
-    let far = instruction.is_call_far()
+/// What kind of near branch an instruction is.
+fn near_flow(instruction: &Instruction) -> Option<Flow> {
+    if is_far(instruction) {
+        return None;
+    }
+    match instruction.flow_control() {
+        FlowControl::UnconditionalBranch => Some(Flow::Jump),
+        FlowControl::IndirectBranch => Some(Flow::JumpIndirect),
+        FlowControl::ConditionalBranch if instruction.is_jcc_short_or_near() => Some(Flow::Conditional),
+        FlowControl::ConditionalBranch => Some(Flow::Counted),
+        FlowControl::Return => (instruction.mnemonic() == Mnemonic::Ret).then_some(Flow::Return),
+        FlowControl::Call if named(instruction).is_none() => Some(Flow::Call),
+        FlowControl::IndirectCall => Some(Flow::CallIndirect),
+        FlowControl::Call
+        | FlowControl::Next
+        | FlowControl::Interrupt
+        | FlowControl::XbeginXabortXend
+        | FlowControl::Exception => None,
+    }
+}
+
+fn is_far(instruction: &Instruction) -> bool {
+    instruction.is_call_far()
         || instruction.is_jmp_far()
         || instruction.is_call_far_indirect()
-        || instruction.is_jmp_far_indirect();
-    match instruction.flow_control() {
-        FlowControl::Next => {}
-        _ if far => return Class::Helper(Helper::FarTransfer),
-        FlowControl::UnconditionalBranch => return Class::Flow(Flow::Jump),
-        FlowControl::IndirectBranch => return Class::Flow(Flow::JumpIndirect),
-        FlowControl::ConditionalBranch if instruction.is_jcc_short_or_near() => {
-            return Class::Flow(Flow::Conditional);
-        }
-        FlowControl::ConditionalBranch => return Class::Flow(Flow::Counted),
-        FlowControl::Return => return Class::Flow(Flow::Return),
-        FlowControl::Call => return Class::Flow(Flow::Call),
-        FlowControl::IndirectCall => return Class::Flow(Flow::CallIndirect),
-        FlowControl::Interrupt | FlowControl::XbeginXabortXend | FlowControl::Exception => {
-            return Class::Helper(Helper::Undefined);
-        }
+        || instruction.is_jmp_far_indirect()
+}
+
+/// Instructions that their flow control and operands decide.
+fn by_operands(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Class {
+    if is_far(instruction) {
+        return Class::Helper(Helper::FarTransfer);
+    }
+    if let Some(flow) = near_flow(instruction) {
+        return Class::Flow(flow);
+    }
+    if instruction.flow_control() != FlowControl::Next {
+        return Class::Helper(Helper::Undefined);
     }
     let Some(memory) = (0..instruction.op_count()).find(|op| instruction.op_kind(*op) == OpKind::Memory)
     else {

@@ -124,6 +124,7 @@ fn rules(code: Code) -> Rules {
         avx: true,
         avx512: true,
         bits: if code.op_code().mode64() { Bits::B64 } else { Bits::B32 },
+        limited: false,
         is_amd: true,
         present: Present::everything(),
     }

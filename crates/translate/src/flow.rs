@@ -46,7 +46,7 @@ impl Emitter {
                 self.before_check(decoded.live_before());
                 self.target(instruction, reg::R14);
                 self.finish(None);
-                self.dispatch();
+                self.dispatch(instruction, 0);
             }
             Flow::Return => self.ret(decoded),
         }
@@ -193,7 +193,9 @@ impl Emitter {
         self.push_return_address(instruction);
         self.finish(None);
         self.hot.load(reg::R14, Mem::at(self.layout.spill(3)));
-        self.dispatch();
+        // The return address that was pushed stays in memory, as on the CPU.
+        let pushed = self.pointer_size().bytes().cast_signed();
+        self.dispatch(instruction, -pushed);
     }
 
     fn push_return_address(&mut self, instruction: &Instruction) {
@@ -218,9 +220,10 @@ impl Emitter {
         let at = self.stack_read_check(instruction, reg::RSP, size);
         self.hot.load_sized(size, reg::R14, Mem::off(reg::R14, at));
         let extra = if instruction.op_count() == 0 { 0 } else { i32::from(instruction.immediate16()) };
-        self.move_stack_pointer(size.bytes().cast_signed() + extra);
+        let popped = size.bytes().cast_signed() + extra;
+        self.move_stack_pointer(popped);
         self.finish(None);
-        self.dispatch();
+        self.dispatch(instruction, popped);
     }
 
     /// Loads the target of an indirect jump or call into a scratch register.
@@ -252,8 +255,16 @@ impl Emitter {
     }
 
     /// Jumps to the guest address in R14, through the cache.
-    fn dispatch(&mut self) {
+    ///
+    /// Only a target that the cache does not know can be one that is not canonical. So nothing is checked here: what
+    /// Rust needs to undo the branch is noted.
+    fn dispatch(&mut self, instruction: &Instruction, popped: i32) {
         self.put_flags_away();
+        if self.conditions.bits == Bits::B64 {
+            let branch = self.site(Site::Refused { rip: instruction.ip(), popped });
+            let note = Mem::at(self.layout.field(offset_of!(State, branch)));
+            self.hot.store_imm(Size::Dword, note, branch.cast_signed());
+        }
         if self.conditions.single {
             let jump = self.hot.jmp_later();
             self.leave_for(jump, Site::Indirect);

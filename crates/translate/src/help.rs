@@ -50,7 +50,7 @@ impl Translator {
             Helper::FarTransfer => return self.far_transfer(instruction),
             Helper::FarReturn => return self.far_return(instruction),
             Helper::InterruptReturn => return self.interrupt_return(instruction),
-            Helper::CountedJump => return Ok(self.counted_jump(instruction)),
+            Helper::Branch => return self.near_branch(instruction),
             Helper::Enter => self.enter_frame(instruction)?,
             Helper::PushFlags => self.push_flags(instruction)?,
             Helper::PopFlags => self.pop_flags(instruction)?,

@@ -9,9 +9,8 @@
 //!   accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
-//! * `engine` is the run loop; `access`, `tlb` and `walk` serve memory; `runs` moves much of it; `help`, `strings`, `segments`, `system` and
-//!   `fpu` and
-//!   `elements` perform what is not worth emitting.
+//! * `engine` is the run loop; `access`, `tlb` and `walk` serve memory; `runs` moves much of it; `help`, `branches`,
+//!   `strings`, `segments`, `system`, `fpu` and `elements` perform what is not worth emitting.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
 //!   happens to each form.
 //! * `arena`, `state`, `trampoline` and `signal` hold the unsafe ground: shared memory, entry, host faults.
@@ -27,7 +26,7 @@
 //! * Status flags that the guest is about to overwrite before anything can read them may hold other values when an
 //!   exception or a kick lets the hypervisor look. Keeping them would cost every block a save before its first access.
 //! * x87 instruction and data pointers (FIP, FDP) are the host's.
-//! * 16-bit code segments run as 32-bit ones, and a jump beyond a limit of CS faults at its target.
+//! * 16-bit code segments run as 32-bit ones.
 //! * How far an instruction got whose fault lies in the middle of it (gathers, ENTER, flags that are undefined in
 //!   the manuals) is as on Intel's processors, which the tests compare with.
 
@@ -36,6 +35,7 @@ mod arena;
 mod asm;
 mod bits;
 mod block;
+mod branches;
 mod breakpoints;
 mod classify;
 pub mod coverage;

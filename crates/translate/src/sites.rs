@@ -16,6 +16,13 @@ pub(crate) struct PageId(pub(crate) u32);
 pub(crate) enum Site {
     /// A jump through the jump cache found nothing; the target is in `scratch`.
     Indirect,
+    /// A computed branch to an address that is not canonical: undone, and refused.
+    Refused {
+        /// The branch.
+        rip: u64,
+        /// Bytes that it popped.
+        popped: i32,
+    },
     /// A jump to a constant target, not yet linked.
     Chain(Chain),
     /// Execution is at this guest address and a check failed (page mapping, kick, step limit): look again.

@@ -67,6 +67,8 @@ pub(crate) struct State {
     pub(crate) scratch: u64,
     /// Why translated code left: an index of a site.
     pub(crate) reason: u32,
+    /// The site of the last computed branch, should its target turn out to be impossible.
+    pub(crate) branch: u32,
     /// MXCSR for Rust code.
     pub(crate) host_mxcsr: u32,
     /// Places for values that an instruction's translation needs for a moment.

@@ -10,7 +10,7 @@ use paravane_engine::{
 use crate::bits::{low8, low16, low32};
 use crate::emit::Bits;
 use crate::engine::Translator;
-use crate::help::{Done, cut, exception, exception_with};
+use crate::help::{cut, exception, exception_with};
 use crate::operand::number;
 use crate::state::Path;
 
@@ -178,21 +178,6 @@ impl Translator {
             return PrivilegedOp::WriteDebug { to: index(first), value: self.get(second) };
         }
         PrivilegedOp::Other
-    }
-
-    /// LOOP, LOOPcc and JCXZ in 32-bit code that count in CX: 64-bit code has no such form.
-    pub(crate) fn counted_jump(&mut self, instruction: &Instruction) -> Done {
-        let counts = instruction.mnemonic() != Mnemonic::Jcxz;
-        let count = low16(self.get(Register::CX).wrapping_sub(u64::from(counts)));
-        self.set(Register::CX, u64::from(count));
-        let equal = self.cpu.state().context.rflags & rflags::ZF != 0;
-        let jumps = match instruction.mnemonic() {
-            Mnemonic::Jcxz => count == 0,
-            Mnemonic::Loope => count != 0 && equal,
-            Mnemonic::Loopne => count != 0 && !equal,
-            _ => count != 0,
-        };
-        Done::Jump(if jumps { instruction.near_branch_target() } else { instruction.next_ip() })
     }
 
     /// SGDT, SIDT, SLDT, STR and SMSW: not privileged (UMIP is hidden); they show the hypervisor's tables.

@@ -2,6 +2,7 @@
 //!
 //! One program for all of these tests: they share the native mappings at fixed addresses, and so take turns.
 
+mod branches;
 mod cases;
 mod faults;
 mod forms;
@@ -12,4 +13,5 @@ mod native;
 mod programs;
 mod promises;
 mod strings;
+mod tally;
 mod walks;
