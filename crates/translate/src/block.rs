@@ -22,6 +22,7 @@ use crate::pages::{Block, Env};
 use crate::reuse::Share;
 use crate::sites::{Chain, ChainKind, PageId};
 use crate::state::{COLD_BYTES, HOT_BYTES, code_page_index};
+use crate::verify::verify;
 
 /// Instructions in a block at most.
 const MAX_INSTRUCTIONS: usize = 48;
@@ -108,6 +109,7 @@ impl Translator {
                 (ChainKind::Far, Some(pad)) => pad.far,
                 (ChainKind::Near | ChainKind::Loop | ChainKind::Far | ChainKind::Plain, _) => block.body,
             };
+            debug_assert!(self.emitter.record.is_entry(target), "jumps are linked to entries");
             self.cpu.write_code(chain.at, &displacement(Rel32(chain.at), target));
         }
         Ok(block)
@@ -181,6 +183,7 @@ impl Translator {
         };
         self.emitter.body_starts();
         let body = self.emitter.hot.here();
+        self.emitter.record.body(body);
         if need == Need::Poll {
             self.emitter.poll(rip, live);
         }
@@ -201,6 +204,8 @@ impl Translator {
         self.source_bytes = source.bytes;
         self.stats.blocks += 1;
         self.stats.instructions += decoded.len() as u64;
+        self.emitter.record.entry(body);
+        self.emitter.record.pad(pad);
         Ok(Block { body, pad, polls: need == Need::Poll, live, second: source.second })
     }
 
@@ -209,6 +214,7 @@ impl Translator {
         let tsd = self.cpu.state().context.cr4.has(Control4::TSD);
         let emitter = &mut self.emitter;
         emitter.share = item.share;
+        emitter.record.instruction(item, emitter.hot.here(), emitter.cold.here());
         match item.class {
             Class::Nothing => emitter.finish(None),
             Class::Plain => emitter.plain(item, bytes),
@@ -233,6 +239,13 @@ impl Translator {
     /// Copies the emitted block into the cache.
     fn place(&mut self, rip: u64) {
         let emitter = &self.emitter;
+        debug_assert_eq!(
+            verify(emitter, self.indirect_miss),
+            Ok(()),
+            "a rule is broken by the block at {rip:#x}: {:02x?} {:02x?}",
+            emitter.hot,
+            emitter.cold
+        );
         if let Some(map) = &mut self.perf_map {
             let (hot, cold) = (&emitter.hot, &emitter.cold);
             map.block(rip, (hot.base, hot.bytes.len()), (cold.base, cold.bytes.len()));
@@ -261,6 +274,7 @@ impl Translator {
         block.pad = Some(self.emitter.pad(rip, expected, block.live));
         self.emitter.hot.jmp(block.body);
         self.place(rip);
+        self.emitter.record.pad(block.pad);
         block
     }
 

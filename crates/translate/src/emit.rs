@@ -34,6 +34,7 @@ use crate::reuse::{Lead, Share};
 use crate::sites::{Access, Commit, HelperSite, Mark, PageId, Site};
 use crate::state::{Layout, Path, State, tlb_index};
 use crate::stubs::Stubs;
+use crate::verify::Record;
 
 /// Whether code is 64-bit or 32-bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -112,6 +113,8 @@ pub(crate) struct Emitter {
     pub(crate) share: Share,
     pending: Vec<Pending>,
     borrowed: Option<u8>,
+    /// For the verification of what was emitted.
+    pub(crate) record: Record,
 }
 
 impl core::fmt::Debug for Emitter {
@@ -148,6 +151,7 @@ impl Emitter {
             share: Share::Alone,
             pending: Vec::new(),
             borrowed: None,
+            record: Record::default(),
         }
     }
 
@@ -157,6 +161,7 @@ impl Emitter {
         self.instructions.clear();
         self.hot_marks.clear();
         self.cold_marks.clear();
+        self.record.reset();
     }
 
     /// Starts a block. The guest's flags are in the host's.
@@ -169,6 +174,7 @@ impl Emitter {
         self.flags_in_memory = false;
         self.pending.clear();
         self.borrowed = None;
+        self.record.start(self.sites.len());
     }
 
     /// Remembers a site.

@@ -13,6 +13,7 @@
 //!   `strings`, `segments`, `system`, `fpu` and `elements` perform what is not worth emitting.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
 //!   happens to each form.
+//! * `verify` proves of each block, in builds with debug assertions, that it keeps to its place.
 //! * `arena`, `state`, `trampoline` and `signal` hold the unsafe ground: shared memory, entry, host faults.
 //!
 //! # Registers
@@ -68,6 +69,7 @@ mod system;
 mod tlb;
 mod trampoline;
 mod tsc;
+mod verify;
 mod walk;
 
 pub use engine::{Options, Stats, Translator, TranslatorError};

@@ -45,6 +45,7 @@ impl Emitter {
                 segment: crate::segments::register(instruction.memory_segment()),
             };
             let offset = self.operand_check(instruction, check);
+            self.mark(instruction.ip());
             self.hot.load_sized(size, reg::R15, Mem::off(reg::R14, offset));
             self.hot.store(Mem::at(self.layout.spill(2)), reg::R15);
         }
@@ -124,6 +125,7 @@ impl Emitter {
                     0
                 }
             };
+            self.mark(instruction.ip());
             self.hot.load(reg::R15, Mem::at(self.layout.spill(2)));
             self.hot.store_sized(size, Mem::off(reg::R14, offset), reg::R15);
             self.move_stack_pointer(bytes);
