@@ -39,7 +39,7 @@ use iced_x86::{
 
 use crate::asm::Buffer;
 use crate::bits::low32;
-use crate::classify::operand_size;
+use crate::classify::{Helper, operand_size};
 use crate::emit::Emitter;
 use crate::operand::number;
 use crate::sites::{Access, ChainKind, Site, find_mark};
@@ -153,7 +153,11 @@ impl Verifier<'_> {
                     found.push((helper.resume, kind));
                 }
                 Site::Moved { far, .. } => found.push((far, Return::Afresh)),
-                Site::Helper(_) | Site::Indirect | Site::Chain(_) | Site::Enter { .. } => {}
+                Site::Helper(_)
+                | Site::Indirect
+                | Site::Refused { .. }
+                | Site::Chain(_)
+                | Site::Enter { .. } => {}
             }
         }
         let stubs = self.emitter.stubs;
@@ -422,6 +426,9 @@ impl Verifier<'_> {
         if [stubs.read_walk, stubs.write_walk, stubs.code_walk].contains(&target) {
             return self.leave(instruction, &known, Some(target));
         }
+        if stubs.runs.contains(&target) {
+            return self.long_run(instruction, &known);
+        }
         if target == self.indirect_miss {
             return self.untouched(instruction, &known);
         }
@@ -480,9 +487,12 @@ impl Verifier<'_> {
                 Site::Access(Access { path: Path::Read, .. }) => Some(stubs.read_walk),
                 Site::Access(Access { path: Path::Write, .. }) => Some(stubs.write_walk),
                 Site::Moved { .. } => Some(stubs.code_walk),
-                Site::Indirect | Site::Chain(_) | Site::Enter { .. } | Site::Commit(_) | Site::Helper(_) => {
-                    None
-                }
+                Site::Indirect
+                | Site::Refused { .. }
+                | Site::Chain(_)
+                | Site::Enter { .. }
+                | Site::Commit(_)
+                | Site::Helper(_) => None,
             };
             if Some(stub) != expected {
                 return object("takes the wrong walk");
@@ -500,8 +510,27 @@ impl Verifier<'_> {
                 object("asks for a link that is no jump of this block")
             }
             Site::Chain(chain) if chain.kind == ChainKind::Plain => self.untouched(instruction, known),
-            Site::Chain(_) | Site::Commit(_) | Site::Enter { .. } | Site::Indirect => {
+            Site::Chain(_) | Site::Commit(_) | Site::Enter { .. } | Site::Indirect | Site::Refused { .. } => {
                 self.registers_kept(low32(instruction.ip()), known)
+            }
+        }
+    }
+
+    /// A jump to the routine for long runs, which goes on where Rust would if it performed the instruction.
+    fn long_run(&self, instruction: &Instruction, known: &Known) -> Result<(), Objection> {
+        let Value::Constant(word) = known.register(Register::R15) else {
+            return Err(self.objection(instruction, "leaves with no site in R15"));
+        };
+        let index = low32(word) as usize;
+        let site = self.emitter.sites.get(index).filter(|_| index >= self.emitter.record.first_site);
+        match site {
+            Some(Site::Helper(helper))
+                if helper.helper == Helper::String && helper.resume == low32(word >> 32) =>
+            {
+                self.untouched(instruction, known)
+            }
+            Some(_) | None => {
+                Err(self.objection(instruction, "starts a run that is no string instruction's"))
             }
         }
     }

@@ -119,7 +119,7 @@ fn is_of_the_system(mnemonic: Mnemonic) -> bool {
 }
 
 /// Offsets and sizes in the state that emitted code writes.
-fn fields() -> [(usize, usize); 6] {
+fn fields() -> [(usize, usize); 7] {
     let context = offset_of!(State, context);
     let expected = offset_of!(State, walk) + offset_of!(Walk, expected_env);
     [
@@ -127,6 +127,7 @@ fn fields() -> [(usize, usize); 6] {
         (context + offset_of!(VcpuContext, gprs) + 14 * 8, 16),
         (offset_of!(State, status), 4),
         (offset_of!(State, direction), 4),
+        (offset_of!(State, branch), 4),
         (offset_of!(State, spill), 32),
         (offset_of!(State, shared), SHARED_SLOTS * 8),
         (expected, 12),
