@@ -33,6 +33,7 @@ use crate::pages::{Env, Pages};
 use crate::perf_map::PerfMap;
 use crate::sites::Site;
 use crate::state::{Filled, HOT_BYTES, Path, State, noted, tlb_number};
+use crate::stats::Stats;
 use crate::stubs::Stubs;
 use crate::{asm, signal, trampoline};
 
@@ -63,43 +64,6 @@ pub struct Options {
     pub one_instruction_blocks: bool,
     /// Write `/tmp/perf-PID.map`, where `perf report` finds the names of translated code.
     pub perf_map: bool,
-}
-
-/// What an engine did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Blocks translated.
-    pub blocks: u64,
-    /// Guest instructions in them.
-    pub instructions: u64,
-    /// Bytes of host code they became.
-    pub code_bytes: u64,
-    /// Times the code cache was emptied because it was full.
-    pub cache_flushes: u64,
-    /// Times translated code came back to Rust.
-    pub leaves: u64,
-    /// ... for a memory access that the inline TLB could not serve.
-    pub access_misses: u64,
-    /// ... for a jump to link.
-    pub links: u64,
-    /// ... for a computed jump that the cache did not know.
-    pub jump_misses: u64,
-    /// ... for a jump to a page whose mapping must be looked up again.
-    pub page_checks: u64,
-    /// ... for an instruction that Rust performs.
-    pub helpers: u64,
-    /// Frames whose translations were dropped because their code was overwritten.
-    pub overwritten_frames: u64,
-    /// TLB entries that translated code filled itself.
-    pub tlb_refills: u64,
-    /// Long runs of REP MOVS and STOS that translated code did itself.
-    pub string_runs: u64,
-    /// Pages of code that translated code found mapped as before.
-    pub page_refills: u64,
-    /// Times the translations of all pages of a guest mode were dropped.
-    pub tlb_flushes: u64,
-    /// Returns to the core.
-    pub exits: u64,
 }
 
 /// The default engine: one virtual CPU, run by binary translation.
@@ -458,7 +422,7 @@ impl Translator {
     }
 
     /// Recomputes what translated code may assume.
-    fn set_env(&mut self, single: bool) {
+    pub(crate) fn set_env(&mut self, single: bool) {
         let context = &self.cpu.state().context;
         let is_64_bit = context.is_64_bit();
         let based = |register| {

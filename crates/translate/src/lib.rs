@@ -49,6 +49,8 @@ mod flow;
 mod fpu;
 mod help;
 mod limits;
+#[cfg(test)]
+mod listing;
 mod liveness;
 mod moves;
 mod operand;
@@ -63,6 +65,7 @@ mod signal;
 mod sites;
 mod stack;
 mod state;
+mod stats;
 mod strings;
 mod stubs;
 mod system;
@@ -72,6 +75,7 @@ mod tsc;
 mod verify;
 mod walk;
 
-pub use engine::{Options, Stats, Translator, TranslatorError};
+pub use engine::{Options, Translator, TranslatorError};
 pub use features::{Host, Leaf};
+pub use stats::Stats;
 pub use tsc::read_tsc;

@@ -44,8 +44,7 @@ use crate::emit::Emitter;
 use crate::operand::number;
 use crate::sites::{Access, ChainKind, Site, find_mark};
 use crate::state::Path;
-use record::Piece;
-pub(crate) use record::Record;
+pub(crate) use record::{Piece, Record};
 use value::{Known, Reach, Value};
 
 /// A rule is broken.
