@@ -42,6 +42,15 @@ pub(crate) struct Args {
     /// How long to run; one minute if neither is given
     #[arg(long, value_name = "N", requires = "target")]
     minutes: Option<u64>,
+    /// `translate` only: how many random programs to run on the translator and on this CPU
+    #[arg(long, value_name = "N", requires = "target", conflicts_with_all = ["seconds", "minutes"])]
+    programs: Option<u64>,
+    /// `translate` only: how many random instructions, of every form in turn, to run on both
+    #[arg(long, value_name = "N", requires = "target", conflicts_with_all = ["seconds", "minutes"])]
+    instructions: Option<u64>,
+    /// `translate` only: the seed of both; a run prints its own, so that it can be repeated
+    #[arg(long, value_name = "N", requires = "target")]
+    seed: Option<u64>,
 }
 
 /// Fuzzes one target, or lists them.
@@ -52,9 +61,10 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
         return Ok(());
     };
     if target == TRANSLATE {
-        let minutes = args.minutes.or(args.seconds.map(|seconds| seconds.div_ceil(60)));
-        return translate(repo, minutes.unwrap_or(1));
+        return translate(repo, args);
     }
+    let of_translate = args.programs.or(args.instructions).or(args.seed);
+    ensure!(of_translate.is_none(), "only the target {TRANSLATE} counts programs and takes a seed");
     ensure!(targets.contains(target), "no fuzz target {target:?}; there are {}", targets.join(", "));
     build(repo)?;
     let minutes = args.minutes.unwrap_or(1);
@@ -66,11 +76,24 @@ pub(crate) fn run(repo: &Repo, args: &Args) -> anyhow::Result<()> {
 
 /// Runs random programs in the translator and on this CPU, which is what they are compared with. No coverage guides
 /// this search, so it is a test of the crate that is told to go on.
-fn translate(repo: &Repo, minutes: u64) -> anyhow::Result<()> {
+fn translate(repo: &Repo, args: &Args) -> anyhow::Result<()> {
+    let minutes = args.minutes.or(args.seconds.map(|seconds| seconds.div_ceil(60)));
+    let is_counted = args.programs.or(args.instructions).is_some();
+    let minutes = if is_counted { None } else { Some(minutes.unwrap_or(1)) };
     let mut cargo = command::cargo(repo);
     cargo.args(["test", "--locked", "-p", "paravane-translate", "--test", "cpu", "--", "--nocapture"]);
     cargo.arg("random_programs_are_searched_for_as_long_as_asked");
-    command::run(cargo.env("PARAVANE_FUZZ_MINUTES", minutes.to_string()))
+    for (name, value) in [
+        ("PARAVANE_FUZZ_MINUTES", minutes),
+        ("PARAVANE_FUZZ_PROGRAMS", args.programs),
+        ("PARAVANE_FUZZ_INSTRUCTIONS", args.instructions),
+        ("PARAVANE_SEED", args.seed),
+    ] {
+        if let Some(value) = value {
+            cargo.env(name, value.to_string());
+        }
+    }
+    command::run(&mut cargo)
 }
 
 /// Builds all targets and runs each for a moment from its committed inputs, keeping nothing it finds but

@@ -338,9 +338,9 @@ impl Translator {
             if area[2] & 0x80 != 0 {
                 return Err(exception(vector::X87));
             }
-            // The whole operand is touched, whatever the mask says.
-            self.pages_for(linear, len, Path::Write)?;
+            // The whole operand is touched, whatever the mask says, but first the unit becomes MMX's.
             self.use_mmx();
+            self.pages_for(linear, len, Path::Write)?;
         }
         for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {
             self.page(linear.wrapping_add(index as u64), Path::Write)?;

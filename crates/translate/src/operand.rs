@@ -533,10 +533,11 @@ pub(crate) fn copies_address(instruction: &Instruction) -> bool {
 }
 
 /// Whether the CPU must be asked if an access that cannot be made is made: elements may be masked out, a store may not
-/// happen because of a floating-point exception.
+/// happen because of a floating-point exception, and one of an MMX register has cleared TOP when it faults.
 pub(crate) fn is_masked(instruction: &Instruction) -> bool {
     use iced_x86::Mnemonic;
     instruction.has_op_mask()
+        || (instruction.op0_kind() == OpKind::Memory && instruction.op1_register().is_mm())
         || matches!(
             instruction.mnemonic(),
             Mnemonic::Vcvtps2ph

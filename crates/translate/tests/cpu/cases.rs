@@ -1,21 +1,20 @@
-//! Kept cases, and the search for new ones.
+//! Kept cases.
 //!
 //! A case is one line of hexadecimal numbers: RIP, flags, the sixteen registers separated by commas, the seed of
-//! memory and vector state, the code. Those in `tests/cpu/cases/` once failed and are replayed by an ordinary test.
-//! `cargo xtask fuzz translate` runs random programs for as long as it is told; a program that fails is
-//! reduced (every instruction that need not be there becomes NOPs, so that jumps still meet) and written there.
+//! memory and vector state, the code, and `32` if it is 32-bit code. Those in `tests/cpu/cases/` once failed and are replayed by an ordinary test.
+//! A random program that fails is reduced (every instruction that need not be there becomes NOPs, so that jumps still
+//! meet) and written there by the search in `search.rs`.
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use iced_x86::{Decoder, DecoderOptions};
 use paravane_abi::units::PAGE_BYTES;
 
 use crate::native::compare::compare;
-use crate::native::random::{Random, area, seed};
-use crate::native::{Cpu, DATA_BYTES, Machine, machine};
-use crate::programs::Programs;
+use crate::native::random::{Random, area};
+use crate::native::{Bits, Cpu, DATA_BYTES, End, Machine, USER_CODE_32, machine};
+use crate::sequences::counter;
 
 /// Registers and code, with a seed for the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +24,15 @@ pub(crate) struct Case {
     pub(crate) gprs: [u64; 16],
     pub(crate) seed: u64,
     pub(crate) code: Vec<u8>,
+    pub(crate) bits: Bits,
 }
 
 impl Case {
-    fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let gprs: Vec<String> = self.gprs.iter().map(|gpr| format!("{gpr:x}")).collect();
         let code: String = self.code.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{:x} {:x} {} {:x} {code}\n", self.rip, self.flags, gprs.join(","), self.seed)
+        let bits = if self.bits == Bits::B64 { "" } else { " 32" };
+        format!("{:x} {:x} {} {:x} {code}{bits}\n", self.rip, self.flags, gprs.join(","), self.seed)
     }
 
     fn of_line(line: &str) -> Option<Self> {
@@ -44,27 +45,54 @@ impl Case {
         let code: Option<Vec<u8>> = (0..digits.len() / 2)
             .map(|at| u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok())
             .collect();
-        Some(Self { rip, flags, gprs: gprs?.try_into().ok()?, seed, code: code? })
+        let bits = match words.next() {
+            None => Bits::B64,
+            Some("32") => Bits::B32,
+            Some(_) => return None,
+        };
+        Some(Self { rip, flags, gprs: gprs?.try_into().ok()?, seed, code: code?, bits })
     }
 
     /// Runs on both sides; the error says what differs.
-    fn check(&self, machine: &mut Machine) -> Result<(), String> {
+    pub(crate) fn check(&self, machine: &mut Machine) -> Result<(), String> {
+        self.run(machine).1
+    }
+
+    /// Runs on both sides: how it ended on the CPU, and what differs.
+    pub(crate) fn run(&self, machine: &mut Machine) -> (End, Result<(), String>) {
         let mut random = Random(self.seed);
         let mut cpu = Cpu::plain(self.rip);
         cpu.gprs = self.gprs;
         cpu.flags = self.flags;
+        if self.bits == Bits::B32 {
+            cpu.selectors[1] = u64::from(USER_CODE_32);
+        }
         cpu.area = area(machine.mask, &mut random);
         let (data, stack) = (random.bytes(DATA_BYTES), random.bytes(2 * PAGE_BYTES));
         let (native, translated) = machine.both(&self.code, &cpu, &data, &stack);
-        compare(&native, &translated, crate::programs::ignored(&native))
+        (native.end, compare(&native, &translated, crate::programs::ignored(&native)))
+    }
+
+    /// Instructions in its code.
+    pub(crate) fn instructions(&self) -> u64 {
+        let bitness = if self.bits == Bits::B64 { 64 } else { 32 };
+        Decoder::with_ip(bitness, &self.code, self.rip, DecoderOptions::NONE).into_iter().count() as u64
     }
 
     /// Replaces what need not be there by NOPs.
-    fn reduced(mut self, machine: &mut Machine) -> Self {
+    pub(crate) fn reduced(mut self, machine: &mut Machine) -> Self {
         let mut at = 0;
         while at < self.code.len() {
             let ip = self.rip + at as u64;
-            let len = Decoder::with_ip(64, &self.code[at..], ip, DecoderOptions::NONE).decode().len().max(1);
+            let bitness = if self.bits == Bits::B64 { 64 } else { 32 };
+            let mut decoder = Decoder::with_ip(bitness, &self.code[at..], ip, DecoderOptions::NONE);
+            let instruction = decoder.decode();
+            let len = instruction.len().max(1);
+            // A program that counts no more would not end.
+            if instruction.op0_register().full_register() == counter(self.bits) {
+                at += len;
+                continue;
+            }
             let mut without = self.clone();
             without.code[at..at + len].fill(0x90);
             if without.check(machine).is_err() {
@@ -76,7 +104,7 @@ impl Case {
     }
 }
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cpu/cases"))
 }
 
@@ -103,29 +131,7 @@ fn a_case_survives_being_written_and_read() {
         gprs: std::array::from_fn(|n| n as u64 * 77),
         seed: 9,
         code: vec![0x90, 0xf4],
+        bits: Bits::B32,
     };
     assert_eq!(Case::of_line(&case.line()), Some(case));
-}
-
-/// Does nothing in an ordinary test run.
-#[test]
-fn random_programs_are_searched_for_as_long_as_asked() {
-    let Ok(minutes) = std::env::var("PARAVANE_FUZZ_MINUTES") else { return };
-    let minutes: u64 = minutes.parse().expect("a number of minutes");
-    let end = Instant::now() + Duration::from_secs(60 * minutes);
-    let mut guard = machine();
-    let machine = guard.as_mut().unwrap();
-    let mut programs = Programs::new(seed());
-    let mut count = 0_u64;
-    while Instant::now() < end {
-        let case = programs.case(machine);
-        count += 1;
-        if case.check(machine).is_err() {
-            let reduced = case.reduced(machine);
-            let path = folder().join(format!("{:x}", reduced.seed));
-            fs::write(&path, reduced.line()).unwrap();
-            panic!("program {count}: {:?}; kept in {}", reduced.check(machine), path.display());
-        }
-    }
-    println!("{count} programs agreed");
 }

@@ -12,6 +12,8 @@ mod modes;
 mod native;
 mod programs;
 mod promises;
+mod search;
+mod sequences;
 mod strings;
 mod tally;
 mod walks;

@@ -7,7 +7,7 @@ use crate::cases::Case;
 use crate::native::compare::compare;
 use crate::native::generate::{instance, is_incomparable};
 use crate::native::random::{Random, registers, seed};
-use crate::native::{After, Cpu, DATA, DATA_PAGES, End, Machine, machine};
+use crate::native::{After, Bits, Cpu, DATA, DATA_PAGES, End, Machine, machine};
 use iced_x86::{Code, Encoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
 use paravane_abi::units::PAGE_SIZE;
 use paravane_engine::rflags;
@@ -18,7 +18,7 @@ const KEPT: [Register; 6] =
     [Register::RBX, Register::RBP, Register::RSI, Register::RDI, Register::R9, Register::RSP];
 
 /// Forms that ordinary code is made of.
-fn is_ordinary(code: Code) -> bool {
+pub(crate) fn is_ordinary(code: Code, bits: Bits) -> bool {
     let info = code.op_code();
     let text = format!("{:?}", code.mnemonic());
     const NAMES: [&str; 58] = [
@@ -28,13 +28,14 @@ fn is_ordinary(code: Code) -> bool {
         "Xadd", "Cmpxchg", "Bt", "Bts", "Btr", "Btc", "Bsf", "Bsr", "Bswap", "Cdq", "Cqo", "Cwde", "Clc",
         "Stc", "Cmc", "Lahf", "Sahf", "Movdqu", "Paddd", "Pxor",
     ];
-    info.mode64()
+    let exists = if bits == Bits::B64 { info.mode64() } else { info.mode32() };
+    exists
         && !info.must_be_cpl0()
         && code.flow_control() == FlowControl::Next
         && NAMES.contains(&text.as_str())
 }
 
-fn keeps_pointers(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
+pub(crate) fn keeps_pointers(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> bool {
     let info = factory.info(instruction);
     info.used_registers().iter().all(|used| {
         let writes = !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
@@ -112,7 +113,7 @@ pub(crate) struct Programs {
 
 impl Programs {
     pub(crate) fn new(seed: u64) -> Self {
-        let codes = Code::values().filter(|code| is_ordinary(*code)).collect();
+        let codes = Code::values().filter(|code| is_ordinary(*code, Bits::B64)).collect();
         Self { random: Random(seed), factory: InstructionInfoFactory::new(), codes }
     }
 
@@ -122,7 +123,7 @@ impl Programs {
         before.bases = [0; 2];
         let code = program(&self.codes, &before, &mut self.random, &mut self.factory);
         let seed = self.random.next() | 1;
-        Case { rip: before.rip, flags: before.flags, gprs: before.gprs, seed, code }
+        Case { rip: before.rip, flags: before.flags, gprs: before.gprs, seed, code, bits: Bits::B64 }
     }
 }
 
@@ -137,7 +138,7 @@ fn random_programs_do_what_the_cpu_does() {
     let machine = guard.as_mut().unwrap();
     let mut random = Random(seed());
     let mut factory = InstructionInfoFactory::new();
-    let codes: Vec<Code> = Code::values().filter(|code| is_ordinary(*code)).collect();
+    let codes: Vec<Code> = Code::values().filter(|code| is_ordinary(*code, Bits::B64)).collect();
     let data = random.bytes((DATA_PAGES * PAGE_SIZE) as usize);
     let stack = random.bytes(2 * PAGE_SIZE as usize);
     let mut failures = Vec::new();
