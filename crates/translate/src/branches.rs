@@ -4,7 +4,7 @@
 //! Source: Intel SDM vol. 2, the pages of CALL, JMP, Jcc, LOOP and RET.
 
 use iced_x86::{ConditionCode, FlowControl, Instruction, Mnemonic, OpKind, Register};
-use paravane_engine::{Exit, rflags, vector};
+use paravane_engine::{Exit, Gpr, rflags, vector};
 
 use crate::bits::low16;
 use crate::engine::Translator;
@@ -43,6 +43,16 @@ impl Translator {
             self.set_stack_pointer(self.stack_pointer().wrapping_add(size as u64 + extra));
         }
         Ok(Done::Jump(if goes { target } else { instruction.next_ip() }))
+    }
+
+    /// Undoes a branch to an address that is not canonical. Intel SDM vol. 2, the pages of CALL, JMP and RET: the
+    /// branch itself faults.
+    pub(crate) fn refuse(&mut self, rip: u64, popped: i32) -> Exit {
+        let context = &mut self.cpu.state_mut().context;
+        context.rip = rip;
+        let before = context.gpr(Gpr::Rsp).wrapping_add_signed(-i64::from(popped));
+        context.set_gpr(Gpr::Rsp, before);
+        exception_with(vector::GENERAL_PROTECTION, 0)
     }
 
     /// Whether a branch is taken, and the count that it leaves in a register.

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use paravane_abi::units::{GuestVirt, Mfn, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{
-    Engine, Exit, Gpr, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush,
-    VcpuContext, rflags, vector,
+    Engine, Exit, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush, VcpuContext,
+    rflags, vector,
 };
 use paravane_memory::Memory;
 use paravane_memory::code::{CodeEvent, Cursor, Missed};
@@ -27,7 +27,6 @@ use crate::block::Need;
 use crate::breakpoints;
 use crate::emit::{Bits, Emitter};
 use crate::features::Host;
-use crate::help::exception_with;
 use crate::limits::Strict;
 use crate::pages::{Env, Pages};
 use crate::perf_map::PerfMap;
@@ -332,16 +331,6 @@ impl Translator {
         }
         self.cpu.state_mut().resume = u64::from(block.body);
         Ok(Go::Resume)
-    }
-
-    /// Undoes a branch to an address that is not canonical. Intel SDM vol. 2, the pages of CALL, JMP and RET: the
-    /// branch itself faults.
-    fn refuse(&mut self, rip: u64, popped: i32) -> Exit {
-        let context = &mut self.cpu.state_mut().context;
-        context.rip = rip;
-        let before = context.gpr(Gpr::Rsp).wrapping_add_signed(-i64::from(popped));
-        context.set_gpr(Gpr::Rsp, before);
-        exception_with(vector::GENERAL_PROTECTION, 0)
     }
 
     /// Takes notice of what the core changed in the context.
