@@ -14,7 +14,7 @@ use std::sync::Arc;
 use paravane_abi::units::{GuestVirt, Mfn, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{
     Engine, Exit, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush, VcpuContext,
-    rflags, vector,
+    rflags,
 };
 use paravane_memory::Memory;
 use paravane_memory::code::{CodeEvent, Cursor, Missed};
