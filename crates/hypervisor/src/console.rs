@@ -31,6 +31,11 @@ impl ConsoleOutput {
         self.dropped += dropped.len() as u64;
     }
 
+    /// Whether there is nothing to take.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.dropped == 0
+    }
+
     /// Takes what is kept.
     pub(crate) fn take(&mut self) -> ConsoleText {
         let Self { bytes, dropped } = core::mem::take(self);

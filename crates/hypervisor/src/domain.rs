@@ -254,6 +254,16 @@ impl Domain {
         self.memory_map = map;
     }
 
+    /// Whether all that is taken after an exit is empty: flushes, trace, console output, notified backends, wakeups.
+    /// So it is after most.
+    pub fn is_quiet(&self) -> bool {
+        self.flushes.is_empty()
+            && self.backend_events.is_empty()
+            && self.wakeups.is_empty()
+            && self.console.is_empty()
+            && self.trace.as_ref().is_none_or(Vec::is_empty)
+    }
+
     /// The flushes since the last call.
     pub fn take_flushes(&mut self) -> Vec<Flush> {
         std::mem::take(&mut self.flushes)

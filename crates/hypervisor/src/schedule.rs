@@ -121,7 +121,7 @@ impl Domain {
             Some(Wait::Poll { until_ns, .. }) => until_ns,
             Some(Wait::Event) | None => None,
         };
-        [tick, poll, vcpu.timers.one_shot_ns, self.watchdogs.next_ns()].into_iter().flatten().min()
+        earlier(earlier(tick, poll), earlier(vcpu.timers.one_shot_ns, self.watchdogs.next_ns()))
     }
 
     /// Raises every timer of the domain that is due. A vCPU whose time has come is among the wakeups.
@@ -277,6 +277,14 @@ impl Domain {
             self.wake_all();
         }
         code
+    }
+}
+
+/// The earlier of two times, of which there may be none.
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
     }
 }
 

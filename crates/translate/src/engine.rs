@@ -8,33 +8,29 @@
 //! Exit ◄── fault, system call, privileged instruction, kick ◄──────────────────────────────────────┘
 //! ```
 
-use core::mem::offset_of;
 use std::sync::Arc;
 
 use paravane_abi::units::{GuestVirt, Mfn, PAGE_BYTES, PAGE_SIZE};
-use paravane_engine::{
-    Engine, Exit, GuestMode, Kick, SegmentAttributes, SegmentRegister, ShadowStep, TlbFlush, VcpuContext,
-    rflags,
-};
+use paravane_engine::{Engine, Exit, GuestMode, Kick, ShadowStep, TlbFlush, VcpuContext, rflags};
 use paravane_memory::Memory;
 use paravane_memory::code::{CodeEvent, Cursor, Missed};
 use thiserror::Error;
 
 use crate::arena::Cpu;
 use crate::asm::Buffer;
-use crate::bits::low32;
 use crate::block::Need;
 use crate::breakpoints;
 use crate::emit::{Bits, Emitter};
+use crate::environment::Settled;
 use crate::features::Host;
 use crate::limits::Strict;
 use crate::pages::{Env, Pages};
 use crate::perf_map::PerfMap;
 use crate::sites::Site;
-use crate::state::{Filled, HOT_BYTES, Path, State, noted, tlb_number};
+use crate::state::{HOT_BYTES, Path, noted};
 use crate::stats::Stats;
 use crate::stubs::Stubs;
-use crate::{asm, signal, trampoline};
+use crate::{asm, signal};
 
 /// The translator could not be set up.
 #[derive(Debug, Error)]
@@ -91,9 +87,11 @@ pub struct Translator {
     cursor: Cursor,
     roots: [Option<Mfn>; 2],
     /// What code was translated for; a place in the list is a number that translated code knows.
-    envs: Vec<Env>,
-    /// What the code pages that are current in a mode take for granted.
-    current: [Option<Env>; 2],
+    pub(crate) envs: Vec<Env>,
+    /// What the code pages that are current in a mode take for granted, and its place in the list.
+    pub(crate) current: [Option<(Env, u32)>; 2],
+    /// What `env` was last derived from.
+    pub(crate) settled: Option<Settled>,
     rules: Option<(u64, u64)>,
     pub(crate) perf_map: Option<PerfMap>,
     host: Host,
@@ -152,6 +150,7 @@ impl Translator {
             cursor: Cursor::default(),
             roots: [None; 2],
             current: [None; 2],
+            settled: None,
             rules: None,
             perf_map,
             host,
@@ -223,16 +222,13 @@ impl Translator {
         self.prepare();
         let exit = self.go(single).err();
         self.flags_to_context();
-        // FNINIT takes as long as all the rest of an exit's entry code, and most guests do not use the unit.
-        if crate::fpu::uses_x87(&self.cpu.state().context.fpu) {
-            trampoline::reset_x87();
-        }
         self.stats.exits += 1;
         exit
     }
 
     fn go(&mut self, single: bool) -> Result<(), Exit> {
         let mut rip = self.cpu.state().context.rip;
+        let mut first = true;
         loop {
             self.cpu.state_mut().context.rip = rip;
             self.catch_up();
@@ -243,8 +239,8 @@ impl Translator {
                 return Err(Exit::Interrupted);
             }
             let watch = self.watch(rip)?;
-            let body = self.block_at(rip, Need::Body)?.body;
-            self.cpu.state_mut().resume = u64::from(body);
+            self.go_to(rip, first && !self.env.single)?;
+            first = false;
             rip = self.run_until_lookup()?;
             self.cpu.state_mut().context.rip = rip;
             self.completed(watch, trap)?;
@@ -252,6 +248,19 @@ impl Translator {
                 return Ok(());
             }
         }
+    }
+
+    /// Has translated code continue at a guest address. A `guess` goes through the jump cache, like a computed jump: the
+    /// block's own pad finds out whether it is the right one. Whoever comes back because a check failed needs a lookup.
+    fn go_to(&mut self, rip: u64, guess: bool) -> Result<(), Exit> {
+        let target = match guess {
+            true => self.cpu.jumps(self.env.mode)[(rip & 0xffff) as usize],
+            false => self.block_at(rip, Need::Body)?.body,
+        };
+        let state = self.cpu.state_mut();
+        state.scratch = rip;
+        state.resume = u64::from(target);
+        Ok(())
     }
 
     /// Runs translated code, and what it asks of Rust, until the next instruction must be looked up by address.
@@ -408,65 +417,6 @@ impl Translator {
                 }
             }
         }
-    }
-
-    /// Recomputes what translated code may assume.
-    pub(crate) fn set_env(&mut self, single: bool) {
-        let context = &self.cpu.state().context;
-        let is_64_bit = context.is_64_bit();
-        let based = |register| {
-            let segment = context.segment(register);
-            segment.base != 0 && segment.attributes.has(SegmentAttributes::PRESENT)
-        };
-        let flat = is_64_bit
-            || ![SegmentRegister::Cs, SegmentRegister::Ss, SegmentRegister::Ds, SegmentRegister::Es]
-                .into_iter()
-                .any(based);
-        let env = Env {
-            mode: context.mode,
-            bits: if is_64_bit { Bits::B64 } else { Bits::B32 },
-            flat,
-            strict: Strict::of(context),
-            code_limit: crate::limits::code_limit(context),
-            task_switched: context.task_switched,
-            aligned: context.rflags & rflags::AC != 0,
-            single,
-        };
-        self.env = env;
-        self.tell_walk(single);
-        if single {
-            return;
-        }
-        // Pads compare numbers of pages, and a page's number stands for what its code takes for granted: those that
-        // are current must not survive a change of that.
-        let current = &mut self.current[env.mode as usize];
-        if *current != Some(env) {
-            *current = Some(env);
-            self.empty_code_pages(env.mode);
-        }
-    }
-
-    /// Tells the walk of translated code what it needs for the current mode.
-    fn tell_walk(&mut self, single: bool) {
-        let env = self.env;
-        let number = self.envs.iter().position(|known| *known == env).unwrap_or_else(|| {
-            self.envs.push(env);
-            self.envs.len() - 1
-        });
-        let layout = self.cpu.layout();
-        let filled = |table: usize| layout.field(offset_of!(State, filled) + table * size_of::<Filled>());
-        let code_filled = offset_of!(State, code_filled) + env.mode as usize * size_of::<Filled>();
-        let tables = [Path::Read, Path::Write];
-        let context = &self.cpu.state().context;
-        // Steps may see a page that is not the mapped one, and other rings need fewer rights.
-        let root = context.root().filter(|_| !single && context.cpl() == 3).map_or(u64::MAX, |root| root.0);
-        let walk = &mut self.cpu.state_mut().walk;
-        walk.root = root;
-        walk.tables = tables.map(|path| u64::from(layout.tlb(env.mode, path)));
-        walk.filled = tables.map(|path| u64::from(filled(tlb_number(env.mode, path))));
-        walk.code_pages = u64::from(layout.code_pages(env.mode));
-        walk.code_filled = u64::from(layout.field(code_filled));
-        walk.env = low32(number as u64);
     }
 
     fn flags_from_context(&mut self) {

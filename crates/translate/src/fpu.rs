@@ -27,16 +27,23 @@ const COMPACTED: u64 = 1 << 63;
 
 /// Makes an area one that XRSTOR accepts, whoever wrote it.
 pub(crate) fn sanitise(area: &mut FpuArea, allowed: u64) {
+    let mxcsr = number(&area.legacy[24..28]);
+    let acceptable = number(&area.extended[..8]) & !allowed == 0
+        && mxcsr >> 16 == 0
+        && area.extended[8..64]
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .fold(0, |all, word| all | u64::from_le_bytes(*word))
+            == 0;
+    // Nearly always; and XRSTOR waits for stores to the header.
+    if acceptable {
+        return;
+    }
     let bits = number(&area.extended[..8]) & allowed;
     area.extended[..8].copy_from_slice(&bits.to_le_bytes());
     area.extended[8..64].fill(0);
-    let mxcsr = number(&area.legacy[24..28]) & 0xffff;
-    area.legacy[24..28].copy_from_slice(&mxcsr.to_le_bytes()[..4]);
-}
-
-/// Whether the x87 unit was in another than its initial state when the area was saved.
-pub(crate) fn uses_x87(area: &FpuArea) -> bool {
-    area.extended[0] & 1 != 0
+    area.legacy[24..28].copy_from_slice(&(mxcsr & 0xffff).to_le_bytes()[..4]);
 }
 
 /// A state component in the standard format.

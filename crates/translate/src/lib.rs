@@ -9,8 +9,9 @@
 //!   accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
-//! * `engine` is the run loop; `access`, `tlb` and `walk` serve memory; `runs` moves much of it; `help`, `branches`,
-//!   `strings`, `segments`, `system`, `fpu` and `elements` perform what is not worth emitting.
+//! * `engine` is the run loop, `environment` what code may assume in it; `access`, `tlb` and `walk` serve memory; `runs`
+//!   moves much of it; `help`, `branches`, `strings`, `segments`, `system`, `fpu` and `elements` perform what is not worth
+//!   emitting.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
 //!   happens to each form.
 //! * `verify` proves of each block, in builds with debug assertions, that it keeps to its place.
@@ -43,6 +44,7 @@ pub mod coverage;
 mod elements;
 mod emit;
 mod engine;
+mod environment;
 mod features;
 mod flags;
 mod flow;

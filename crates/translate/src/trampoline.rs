@@ -3,7 +3,8 @@
 //! [`enter`] saves what the C ABI makes it save, loads the guest's vector state, status flags and registers (its
 //! stack pointer too: translated code keeps the guest's RSP in the host's), and jumps to `State::resume`. Translated
 //! code leaves by jumping to a stub in the arena that puts the state's address into R14 and comes here, to
-//! [`leave`]. While the guest runs there is no host stack: signals are delivered on an alternate one
+//! [`leave`]. The x87 unit then keeps the guest's state: Rust code does not use it, and FNINIT takes as long as all the rest
+//! of an exit's entry code. While the guest runs there is no host stack: signals are delivered on an alternate one
 //! (see `signal.rs`).
 #![expect(unsafe_code, reason = "entry and exit need exact control over every register")]
 
@@ -113,10 +114,4 @@ pub(crate) unsafe extern "sysv64" fn leave() {
 /// The address of [`leave`], for the stub.
 pub(crate) fn leave_address() -> u64 {
     leave as *const () as usize as u64
-}
-
-/// Makes the x87 unit fit for host code again, after [`leave`] left the guest's state in it.
-pub(crate) fn reset_x87() {
-    // SAFETY: FNINIT only changes x87 state, which Rust code does not use and which the ABI wants empty here.
-    unsafe { core::arch::asm!("fninit", options(nomem, nostack)) };
 }

@@ -82,14 +82,16 @@ impl Runner<'_> {
     ) -> Result<Option<Verdict>, Failure> {
         let mut verdict = verdict;
         loop {
-            for flush in state.take_flushes(self.vcpu) {
-                self.engine.flush_tlb(flush);
-            }
-            state.serve(&self.machine.memory, &mut self.chores)?;
-            // What a backend answered at once is delivered on this way into the guest, not on the next.
-            if matches!(verdict, Verdict::Run) && state.domain.take_wakeups().contains(&self.vcpu) {
-                verdict = state.domain.before_entry(self.vcpu, self.engine.context_mut(), clock::now());
-                continue;
+            if !state.domain.is_quiet() {
+                for flush in state.take_flushes(self.vcpu) {
+                    self.engine.flush_tlb(flush);
+                }
+                state.serve(&self.machine.memory, &mut self.chores)?;
+                // What a backend answered at once is delivered on this way into the guest, not on the next.
+                if matches!(verdict, Verdict::Run) && state.domain.take_wakeups().contains(&self.vcpu) {
+                    verdict = state.domain.before_entry(self.vcpu, self.engine.context_mut(), clock::now());
+                    continue;
+                }
             }
             match verdict {
                 Verdict::ShadowWrite(write) => verdict = self.shadow_write(&mut state, &write),

@@ -285,6 +285,13 @@ fn an_instruction_across_two_code_pages_runs_and_faults_at_the_second() {
     context.set_gpr(Gpr::Rbx, 0);
     assert_eq!(machine.engine.run(), HLT);
     assert_eq!(machine.engine.context().gpr(Gpr::Rbx), 3 * 0x1122_3344);
+    // Again, with nothing known of the second page.
+    machine.engine.flush_tlb(TlbFlush::All);
+    let context = machine.engine.context_mut();
+    context.rip = start;
+    context.set_gpr(Gpr::Rdx, 2);
+    assert_eq!(machine.engine.run(), HLT);
+    assert_eq!(machine.engine.context().gpr(Gpr::Rbx), 5 * 0x1122_3344);
     let end = CODE + 2 * PAGE_SIZE;
     machine.memory.write(machine.machine_address(end - 2), &code[..2]).unwrap();
     machine.engine.context_mut().rip = end - 2;
