@@ -200,6 +200,7 @@ impl Translator {
             state.status = state.kept_status;
         }
         state.context.rip = mark.rip;
+        self.settle_flags();
         if vector == u64::from(vector::PAGE_FAULT) {
             if let Some(exit) = bounced.and_then(|bounced| self.bounce_fault(bounced, address)) {
                 return Err(exit);

@@ -5,11 +5,12 @@
 //! An instruction that crosses into the next page is a block of its own, which checks the second page when it
 //! runs.
 
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory};
 use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Control4, Exit, vector};
 use paravane_memory::paging::Access;
 
+use crate::ahead::{liveness, written_ahead};
 use crate::asm::{Buffer, Rel32, displacement};
 use crate::bits::{index as index_of, low32};
 use crate::classify::{Class, Flow, Rules, classify};
@@ -17,17 +18,15 @@ use crate::emit::{Bits, Conditions, Decoded};
 use crate::engine::Translator;
 use crate::flow::{Expected, Pad};
 use crate::help::exception_with;
-use crate::liveness::{ALL, Effect};
+use crate::liveness::{ALL, Ahead, Effect};
 use crate::pages::{Block, Env};
-use crate::reuse::Share;
 use crate::sites::{Chain, ChainKind, PageId};
 use crate::state::{COLD_BYTES, HOT_BYTES, code_page_index};
+use crate::status::emit_restore_flags;
 use crate::verify::verify;
 
 /// Instructions in a block at most.
 const MAX_INSTRUCTIONS: usize = 48;
-/// Instructions looked at behind a jump to find out which flags matter there.
-const LOOK_AHEAD: usize = 6;
 /// Bytes that a block surely needs less of, in either part of the cache.
 const BLOCK_ROOM: u32 = 64 << 10;
 /// The longest instruction.
@@ -47,8 +46,8 @@ pub(crate) enum Need {
 }
 
 /// The bytes of a page, and of the next page as far as an instruction can reach.
-struct Source {
-    bytes: Vec<u8>,
+pub(crate) struct Source {
+    pub(crate) bytes: Vec<u8>,
     /// Where in the first page the block starts.
     offset: usize,
     /// Bytes of the first page from there on.
@@ -107,7 +106,9 @@ impl Translator {
         if generation == self.generation && self.pages.is_alive(chain.page) {
             let target = match (chain.kind, block.pad) {
                 (ChainKind::Far, Some(pad)) => pad.far,
-                (ChainKind::Near | ChainKind::Loop | ChainKind::Far | ChainKind::Plain, _) => block.body,
+                (ChainKind::Near | ChainKind::Loop | ChainKind::Far | ChainKind::Plain, _) => {
+                    if chain.flags_in_memory { self.kept(chain, need, block) } else { block.body }
+                }
             };
             debug_assert!(self.emitter.record.is_entry(target), "jumps are linked to entries");
             self.cpu.write_code(chain.at, &displacement(Rel32(chain.at), target));
@@ -160,12 +161,18 @@ impl Translator {
     }
 
     fn translate(&mut self, rip: u64, page: PageId, need: Need) -> Result<Block, Exit> {
-        let (mut decoded, source) = self.decode(rip, page)?;
+        let (mut decoded, source, behind) = self.decode(rip, page)?;
         let env = self.env;
+        if env.bits == Bits::B64 && !env.single {
+            let written_at = |target: u64, factory: &mut InstructionInfoFactory| {
+                written_ahead(&source, env, rip, target, factory)
+            };
+            crate::recall::find(&mut decoded, behind, &mut self.emitter.factory, written_at);
+        }
         if need != Need::Plain && env.bits == Bits::B64 && !env.single && !env.aligned {
             crate::reuse::share(&mut decoded, &mut self.emitter.factory);
         }
-        let live = decoded.first().map_or(ALL, Decoded::live_before);
+        let ahead = decoded.first().map_or(Ahead::ALL, Decoded::before);
         let conditions = Conditions {
             mode: env.mode,
             bits: env.bits,
@@ -178,17 +185,22 @@ impl Translator {
         self.emitter.start(self.hot_next, self.cold_next, page, conditions);
         let expected = self.expected(page);
         let pad = match need {
-            Need::Pad => Some(self.emitter.pad(rip, expected, live)),
+            Need::Pad => Some(self.emitter.pad(rip, expected, ahead.live)),
             Need::Body | Need::Poll | Need::Plain => None,
         };
-        self.emitter.body_starts();
-        let body = self.emitter.hot.here();
-        self.emitter.record.body(body);
+        let (body, mut kept) = self.emitter.body_starts(ahead, pad.is_some());
         if need == Need::Poll {
-            self.emitter.poll(rip, live);
+            self.emitter.poll(rip);
+            // A poll shows the flags, wherever they are.
+            if kept == Some(body) {
+                kept = Some(self.emitter.poll_aside(rip));
+            }
+        }
+        for entry in [Some(body), kept].into_iter().flatten() {
+            self.emitter.record.body(entry);
         }
         if let Some(second) = source.second.filter(|_| !env.single) {
-            self.emitter.second_page(rip, next_page(rip), second, live);
+            self.emitter.second_page(rip, next_page(rip), second);
         }
         let mut open = true;
         for (index, item) in decoded.iter().enumerate() {
@@ -198,15 +210,19 @@ impl Translator {
         }
         if let (true, Some(last)) = (open, decoded.last()) {
             let next = last.instruction.next_ip();
-            self.emitter.jump_to(last.instruction.ip(), self.wrap_rip(next), last.live_after);
+            let handed = self.emitter.flags_in_memory && behind.live == 0;
+            self.emitter.jump_to(last.instruction.ip(), self.wrap_rip(next), behind, handed);
         }
         self.place(rip);
         self.source_bytes = source.bytes;
         self.stats.blocks += 1;
         self.stats.instructions += decoded.len() as u64;
-        self.emitter.record.entry(body);
+        for entry in [Some(body), kept].into_iter().flatten() {
+            self.emitter.record.entry(entry);
+        }
         self.emitter.record.pad(pad);
-        Ok(Block { body, pad, polls: need == Need::Poll, live, second: source.second })
+        let polls = need == Need::Poll;
+        Ok(Block { body, kept, pad, polls, second: source.second })
     }
 
     /// Emits one instruction; says whether control can fall out of it to the next.
@@ -222,8 +238,7 @@ impl Translator {
             Class::Memory(operand) => emitter.memory(item, operand),
             Class::Stack(operation) => emitter.stack(item, operation),
             Class::Flow(flow) => {
-                // On the side way of a conditional jump the same flags count as live as on the straight one.
-                return emitter.flow(item, flow, item.live_after);
+                return emitter.flow(item, flow);
             }
             Class::Register(operation) => emitter.state(item, operation, bytes, tsd),
             Class::Move => emitter.string_move(item),
@@ -266,20 +281,46 @@ impl Translator {
 
     /// Gives an existing block a pad.
     fn add_pad(&mut self, rip: u64, page: PageId, mut block: Block) -> Block {
-        let conditions = self.emitter.conditions;
-        let env = self.env;
-        let conditions = Conditions { mode: env.mode, bits: env.bits, ..conditions };
-        self.emitter.start(self.hot_next, self.cold_next, page, conditions);
+        self.start_entry(page);
         let expected = self.expected(page);
-        block.pad = Some(self.emitter.pad(rip, expected, block.live));
-        self.emitter.hot.jmp(block.body);
+        // Fetches the flags if there is no way to enter with them in memory.
+        let live = if block.kept.is_some() { 0 } else { ALL };
+        block.pad = Some(self.emitter.pad(rip, expected, live));
+        self.emitter.hot.jmp(block.kept.unwrap_or(block.body));
         self.place(rip);
         self.emitter.record.pad(block.pad);
         block
     }
 
+    /// Where a block is entered with the flags in memory; made if needed.
+    fn kept(&mut self, chain: Chain, need: Need, block: Block) -> u32 {
+        if let Some(kept) = block.kept {
+            return kept;
+        }
+        self.start_entry(chain.page);
+        let kept = self.emitter.hot.here();
+        self.emitter.record.body(kept);
+        emit_restore_flags(&mut self.emitter.hot, self.cpu.layout());
+        self.emitter.hot.jmp(block.body);
+        self.place(chain.target);
+        self.emitter.record.entry(kept);
+        // Fits: an offset in a page.
+        let offset = (chain.target & (PAGE_SIZE - 1)) as u16;
+        if let Some(page) = self.pages.get_mut(chain.page) {
+            page.blocks_mut(need).insert(offset, Block { kept: Some(kept), ..block });
+        }
+        kept
+    }
+
+    /// Starts another entry to a block that exists.
+    fn start_entry(&mut self, page: PageId) {
+        let env = self.env;
+        let conditions = Conditions { mode: env.mode, bits: env.bits, ..self.emitter.conditions };
+        self.emitter.start(self.hot_next, self.cold_next, page, conditions);
+    }
+
     /// Decodes a block's instructions and finds their live flags.
-    fn decode(&mut self, rip: u64, page: PageId) -> Result<(Vec<Decoded>, Source), Exit> {
+    fn decode(&mut self, rip: u64, page: PageId) -> Result<(Vec<Decoded>, Source, Ahead), Exit> {
         let mut source = self.source(rip, page)?;
         let env = self.env;
         let rules = self.rules();
@@ -318,16 +359,16 @@ impl Translator {
                 break;
             }
         }
-        let seen = liveness(&mut decoded, &source, env, rip);
+        let (seen, behind) = liveness(&mut decoded, &source, env, rip);
         self.mark_code(page, rip, decoded.iter().map(|item| item.instruction.len()).sum());
         for (address, len) in seen {
             self.mark_code(page, address, len);
         }
-        Ok((decoded, source))
+        Ok((decoded, source, behind))
     }
 
     /// The instruction at an address, decoded only.
-    pub(crate) fn instruction_at(&mut self, rip: u64) -> Result<iced_x86::Instruction, Exit> {
+    pub(crate) fn instruction_at(&mut self, rip: u64) -> Result<Instruction, Exit> {
         let page = self.code_page(rip, self.env)?;
         let mut source = self.source(rip, page)?;
         let mut instruction = decoder(self.env, source.rest(), rip).decode();
@@ -339,7 +380,7 @@ impl Translator {
         Ok(instruction)
     }
 
-    fn decoded(&mut self, instruction: iced_x86::Instruction, rules: Rules) -> Decoded {
+    fn decoded(&mut self, instruction: Instruction, rules: Rules) -> Decoded {
         let class = classify(&instruction, &mut self.emitter.factory, rules);
         let effect = match class {
             Class::Helper(_) => Effect::EVERYTHING,
@@ -352,7 +393,7 @@ impl Translator {
             | Class::Move
             | Class::Register(_) => Effect::of(&instruction),
         };
-        Decoded { instruction, class, effect, live_after: ALL, share: Share::Alone }
+        Decoded::alone(instruction, class, effect)
     }
 
     /// The one instruction of a block that runs into the next page.
@@ -361,7 +402,7 @@ impl Translator {
         rip: u64,
         source: Source,
         rules: Rules,
-    ) -> Result<(Vec<Decoded>, Source), Exit> {
+    ) -> Result<(Vec<Decoded>, Source, Ahead), Exit> {
         let instruction = decoder(self.env, source.rest(), rip).decode();
         let item = self.decoded(instruction, rules);
         if let Some(second) = source.second {
@@ -370,7 +411,7 @@ impl Translator {
         }
         let page = self.code_page(rip, self.env)?;
         self.mark_code(page, rip, source.first);
-        Ok((vec![item], source))
+        Ok((vec![item], source, Ahead::ALL))
     }
 
     /// The bytes from `rip` to the end of its page.
@@ -423,6 +464,7 @@ impl Translator {
     fn cache_is_full(&self) -> bool {
         let code = self.cpu.layout().code();
         self.pages.is_full()
+            || self.emitter.recipes.is_full()
             || self.hot_next + BLOCK_ROOM > code + HOT_BYTES
             || self.cold_next + BLOCK_ROOM > code + HOT_BYTES + COLD_BYTES
     }
@@ -441,7 +483,7 @@ fn next_page(rip: u64) -> u64 {
     (rip & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE)
 }
 
-fn decoder(env: Env, bytes: &[u8], rip: u64) -> Decoder<'_> {
+pub(crate) fn decoder(env: Env, bytes: &[u8], rip: u64) -> Decoder<'_> {
     let bitness = match env.bits {
         Bits::B64 => 64,
         Bits::B32 => 32,
@@ -449,7 +491,7 @@ fn decoder(env: Env, bytes: &[u8], rip: u64) -> Decoder<'_> {
     Decoder::with_ip(bitness, bytes, rip, DecoderOptions::NONE)
 }
 
-fn ends_block(class: Class) -> bool {
+pub(crate) fn ends_block(class: Class) -> bool {
     match class {
         Class::Flow(flow) => match flow {
             Flow::Conditional | Flow::Counted => false,
@@ -464,69 +506,4 @@ fn ends_block(class: Class) -> bool {
         | Class::Move
         | Class::Register(_) => false,
     }
-}
-
-/// Fills in `live_after`, backward; what lies beyond the block counts as reading everything, unless a look ahead
-/// within the same page shows otherwise. Returns the ranges looked at: the block depends on their bytes too.
-fn liveness(decoded: &mut [Decoded], source: &Source, env: Env, rip: u64) -> Vec<(u64, usize)> {
-    let mut seen = Vec::new();
-    let mut ahead = |target: u64| {
-        if env.single {
-            return ALL;
-        }
-        let (live, len) = look_ahead(source, env, rip, target);
-        if len > 0 {
-            seen.push((target, len));
-        }
-        live
-    };
-    let mut live = match decoded.last() {
-        Some(last) if !ends_block(last.class) => ahead(last.instruction.next_ip()),
-        Some(_) | None => ALL,
-    };
-    for item in decoded.iter_mut().rev() {
-        live = match item.class {
-            Class::Flow(Flow::Jump | Flow::Call) => ahead(item.instruction.near_branch_target()),
-            Class::Flow(Flow::Conditional | Flow::Counted) => {
-                live | ahead(item.instruction.near_branch_target())
-            }
-            Class::Flow(_) => ALL,
-            Class::Nothing
-            | Class::Plain
-            | Class::Lea
-            | Class::Memory(_)
-            | Class::Stack(_)
-            | Class::Move
-            | Class::Register(_)
-            | Class::Helper(_) => live,
-        };
-        item.live_after = live;
-        live = item.live_before();
-    }
-    seen
-}
-
-/// Flags that can matter at `target`, as far as the bytes at hand (those of the page) show, and how many bytes that
-/// took.
-fn look_ahead(source: &Source, env: Env, rip: u64, target: u64) -> (u32, usize) {
-    if target / PAGE_SIZE != rip / PAGE_SIZE {
-        return (ALL, 0);
-    }
-    let start = (target & (PAGE_SIZE - 1)) as usize;
-    let mut open = ALL;
-    let mut live = 0;
-    let mut decoder = decoder(env, &source.bytes[start..PAGE_BYTES], target);
-    for _ in 0..LOOK_AHEAD {
-        let instruction = decoder.decode();
-        let unknown = instruction.is_invalid()
-            || instruction.flow_control() != iced_x86::FlowControl::Next
-            || instruction.is_string_instruction();
-        if unknown {
-            break;
-        }
-        let effect = Effect::of(&instruction);
-        live |= effect.reads & open;
-        open &= !effect.kills;
-    }
-    (live | open, decoder.position())
 }

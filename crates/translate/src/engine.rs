@@ -280,6 +280,7 @@ impl Translator {
         if self.cpu.state().fault.pending != 0 {
             return self.host_fault();
         }
+        self.settle_flags();
         let site = self.emitter.sites.get(self.cpu.state().reason as usize).copied();
         match site {
             Some(Site::Access(access)) => self.slow_access(access),
@@ -287,7 +288,8 @@ impl Translator {
             Some(Site::Chain(chain)) => {
                 self.stats.links += 1;
                 self.cpu.state_mut().context.rip = chain.target;
-                if self.cpu.is_kicked() {
+                // If the flags are not to be seen here, the next poll will do.
+                if chain.flags_exact && self.cpu.is_kicked() {
                     return Ok(Go::At(chain.target));
                 }
                 let body = self.link(chain)?.body;
@@ -417,6 +419,12 @@ impl Translator {
                 }
             }
         }
+    }
+
+    /// Makes the flags if translated code has only said how.
+    pub(crate) fn settle_flags(&mut self) {
+        let state = self.cpu.state_mut();
+        state.status = self.emitter.recipes.settle(state.status, &state.context.gprs);
     }
 
     fn flags_from_context(&mut self) {

@@ -16,28 +16,33 @@ use paravane_abi::units::PAGE_SIZE;
 
 use crate::asm::{Mem, Rel32, Size, cond, reg};
 use crate::bits::low32;
+use crate::check::Check;
 use crate::classify::Flow;
-use crate::emit::{Bits, Check, Decoded, Emitter, emit_restore_flags};
+use crate::emit::{Bits, Decoded, Emitter};
+use crate::liveness::Ahead;
 use crate::operand::{is_stolen, number, uses_stack_segment};
+use crate::recall::Recipe;
 use crate::sites::{Access, Chain, ChainKind, PageId, Site};
 use crate::state::{Path, State};
+use crate::status::emit_restore_flags;
 use crate::walk::Walk;
 
 impl Emitter {
     /// A near control transfer. Says whether the block goes on behind it.
-    pub(crate) fn flow(&mut self, decoded: &Decoded, flow: Flow, target_live: u32) -> bool {
+    pub(crate) fn flow(&mut self, decoded: &Decoded, flow: Flow) -> bool {
         let instruction = &decoded.instruction;
         match flow {
             Flow::Jump => {
                 self.finish(None);
-                self.jump_to(instruction.ip(), instruction.near_branch_target(), target_live);
+                let handed = self.hand_over(decoded);
+                self.jump_to(instruction.ip(), instruction.near_branch_target(), decoded.ahead, handed);
             }
             Flow::Conditional => {
-                self.conditional(decoded, target_live);
+                self.conditional(decoded);
                 return true;
             }
             Flow::Counted => {
-                self.counted(decoded, target_live);
+                self.counted(decoded);
                 return true;
             }
             Flow::Call => self.call(decoded),
@@ -54,23 +59,27 @@ impl Emitter {
     }
 
     /// Ends the block with a jump to a constant address.
-    pub(crate) fn jump_to(&mut self, from: u64, target: u64, live: u32) {
+    pub(crate) fn jump_to(&mut self, from: u64, target: u64, ahead: Ahead, handed: bool) {
         let kind = self.chain_kind(from, target);
         if kind == ChainKind::Far {
-            if live != 0 {
-                self.put_flags_away();
-            }
-        } else if live != 0 {
+            self.put_flags_away();
+        } else if ahead.live != 0 {
             self.fetch_flags();
         }
         let jump = self.hot.jmp_later();
-        let site = self.exit_site(jump, target, kind);
+        let site = self.exit_site(jump, target, kind, ahead, handed);
         self.leave_for(jump, site);
     }
 
     /// A check that covers several accesses failed. Misses go to Rust, which resumes behind it; a range that crosses
     /// pages goes to the plain variant of the block.
-    pub(crate) fn cold_lead(&mut self, access: Access, miss: Option<Rel32>, flags: bool, again: u32) {
+    pub(crate) fn cold_lead(
+        &mut self,
+        access: Access,
+        miss: Option<Rel32>,
+        recall: Option<Recipe>,
+        again: u32,
+    ) {
         const NEXT_PAGE: i32 = 0x1000;
         if let Some(jump) = miss {
             let here = self.cold.here();
@@ -78,6 +87,7 @@ impl Emitter {
         }
         let tags = self.layout.tlb(self.conditions.mode, access.path).cast_signed();
         self.cold.op_mem(true, &[0x03], reg::R14, Mem::off(reg::R15, tags));
+        self.cold_recall(recall);
         // lea r15, [r14 + size - 1]; xor r15, r14; test r15d, bit 12
         self.cold.lea(true, reg::R15, Mem::off(reg::R14, access.size.cast_signed() - 1));
         self.cold.op_reg(true, &[0x31], reg::R14, reg::R15);
@@ -89,11 +99,10 @@ impl Emitter {
         self.walk((access.path, false), index, again);
         let here = self.cold.here();
         self.cold.patch(crosses, here);
-        if flags {
-            emit_restore_flags(&mut self.cold, self.layout);
-        }
         let jump = self.cold.jmp_later();
-        let chain = Chain { at: jump.0, target: access.rip, page: self.page, kind: ChainKind::Plain };
+        let (page, kind) = (self.page, ChainKind::Plain);
+        let chain =
+            Chain { at: jump.0, target: access.rip, page, kind, flags_in_memory: true, flags_exact: true };
         let index = self.site(Site::Chain(chain));
         let here = self.cold.here();
         self.cold.patch(jump, here);
@@ -102,12 +111,18 @@ impl Emitter {
     }
 
     /// The site of a direct exit: to be linked, or always back to Rust when single-stepping.
-    fn exit_site(&self, jump: Rel32, target: u64, kind: ChainKind) -> Site {
+    fn exit_site(&self, jump: Rel32, target: u64, kind: ChainKind, ahead: Ahead, handed: bool) -> Site {
         if self.conditions.single {
-            Site::Enter { rip: target }
-        } else {
-            Site::Chain(Chain { at: jump.0, target, page: self.page, kind })
+            return Site::Enter { rip: target };
         }
+        Site::Chain(Chain {
+            at: jump.0,
+            target,
+            page: self.page,
+            kind,
+            flags_in_memory: handed,
+            flags_exact: ahead.seen != 0 || kind != ChainKind::Near,
+        })
     }
 
     fn chain_kind(&self, from: u64, target: u64) -> ChainKind {
@@ -120,26 +135,28 @@ impl Emitter {
         }
     }
 
-    fn conditional(&mut self, decoded: &Decoded, target_live: u32) {
+    fn conditional(&mut self, decoded: &Decoded) {
         let instruction = &decoded.instruction;
         self.fetch_flags();
         // The low nibble of a conditional jump's opcode is what iced counts from 1.
         let condition = (instruction.condition_code() as u8).wrapping_sub(1) & 15;
         let target = instruction.near_branch_target();
         let kind = self.chain_kind(instruction.ip(), target);
+        let handed = self.hand_over(decoded);
         let jump = self.hot.jcc_later(condition);
-        self.exit_aside(jump, target, kind, target_live);
+        self.exit_aside(jump, target, kind, decoded.ahead, handed);
+        self.after_jump(decoded);
         self.finish(None);
     }
 
     /// A conditional exit: straight to the target, or by way of cold code that puts the flags away.
-    fn exit_aside(&mut self, jump: Rel32, target: u64, kind: ChainKind, live: u32) {
-        if kind == ChainKind::Far && live != 0 && !self.flags_in_memory() {
+    fn exit_aside(&mut self, jump: Rel32, target: u64, kind: ChainKind, ahead: Ahead, handed: bool) {
+        if kind == ChainKind::Far && !self.flags_in_memory {
             let here = self.cold.here();
             self.hot.patch(jump, here);
-            crate::emit::emit_save_flags(&mut self.cold, self.layout);
+            crate::status::emit_save_flags(&mut self.cold, self.layout);
             let onward = self.cold.jmp_later();
-            let site = self.exit_site(onward, target, kind);
+            let site = self.exit_site(onward, target, kind, ahead, handed);
             let index = self.site(site);
             let here = self.cold.here();
             self.cold.patch(onward, here);
@@ -147,13 +164,13 @@ impl Emitter {
             let leave = self.stubs.leave;
             self.cold.jmp(leave);
         } else {
-            let site = self.exit_site(jump, target, kind);
+            let site = self.exit_site(jump, target, kind, ahead, handed);
             self.leave_for(jump, site);
         }
     }
 
     /// LOOP, LOOPcc and JrCXZ have only short forms: the taken side jumps over the other.
-    fn counted(&mut self, decoded: &Decoded, target_live: u32) {
+    fn counted(&mut self, decoded: &Decoded) {
         let instruction = &decoded.instruction;
         if decoded.live_before() != 0 {
             self.fetch_flags();
@@ -172,7 +189,8 @@ impl Emitter {
         // op +2; jmp +5; jmp rel32
         self.hot.put(&[counted_opcode(instruction), 2, 0xeb, 5]);
         let jump = self.hot.jmp_later();
-        self.exit_aside(jump, target, kind, target_live);
+        let handed = self.hand_over(decoded);
+        self.exit_aside(jump, target, kind, decoded.ahead, handed);
         self.finish(None);
     }
 
@@ -182,7 +200,8 @@ impl Emitter {
         self.before_access(decoded.live_before());
         self.push_return_address(instruction);
         self.finish(Some(target));
-        self.jump_to(instruction.ip(), target, decoded.live_after);
+        let handed = self.hand_over(decoded);
+        self.jump_to(instruction.ip(), target, decoded.ahead, handed);
     }
 
     fn call_indirect(&mut self, decoded: &Decoded) {
@@ -328,8 +347,8 @@ impl Emitter {
     }
 
     /// Emits a poll for kicks at the head of the block at `rip`.
-    pub(crate) fn poll(&mut self, rip: u64, live: u32) {
-        if live == 0 {
+    pub(crate) fn poll(&mut self, rip: u64) {
+        if self.flags_in_memory {
             self.hot.cmp32_mem(Mem::at(self.layout.kick_pointer()), 0);
             let kicked = self.hot.jcc_later(cond::EQUAL);
             self.leave_for(kicked, Site::Enter { rip });
@@ -341,22 +360,29 @@ impl Emitter {
         }
     }
 
+    /// Emits, in the cold part, a poll for who comes with the flags in memory, and the way from there to where the hot
+    /// part goes on. Returns its address.
+    pub(crate) fn poll_aside(&mut self, rip: u64) -> u32 {
+        let start = self.cold.here();
+        self.cold.cmp32_mem(Mem::at(self.layout.kick_pointer()), 0);
+        let quiet = self.cold.jcc_later(cond::NOT_EQUAL);
+        let index = self.site(Site::Enter { rip });
+        self.cold.constant(reg::R15, u64::from(index));
+        self.cold.jmp(self.stubs.leave);
+        let here = self.cold.here();
+        self.cold.patch(quiet, here);
+        self.cold.jmp(self.hot.here());
+        start
+    }
+
     /// Emits the check that a block whose only instruction crosses into a second page needs.
-    pub(crate) fn second_page(&mut self, rip: u64, next_page: u64, page: PageId, live: u32) {
-        if live != 0 {
-            self.put_flags_away();
-        }
+    pub(crate) fn second_page(&mut self, rip: u64, next_page: u64, page: PageId) {
+        self.put_flags_away();
         let entry = self.layout.code_page(self.conditions.mode, next_page);
         self.hot.cmp32_mem(Mem::at(entry), page.0);
         let moved = self.hot.jcc_later(cond::NOT_EQUAL);
-        let was_in_memory = self.flags_in_memory();
-        if live != 0 {
-            self.flags_only_in_memory();
-        }
+        self.flags_only_in_memory();
         self.leave_for(moved, Site::Enter { rip });
-        if live != 0 && was_in_memory {
-            self.fetch_flags();
-        }
     }
 }
 

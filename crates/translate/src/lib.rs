@@ -5,8 +5,8 @@
 //! touches segments or system state. The pieces:
 //!
 //! * `block` decodes and drives; `classify` decides the treatment; `emit`, `operand`, `stack`, `flow`, `moves` and
-//!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter, `reuse` which
-//!   accesses one check can serve.
+//!   `registers` make host code; `asm` is the assembler below them; `liveness` knows which flags matter, `recall`
+//!   which can be had again, `reuse` which accesses one check can serve.
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
 //! * `engine` is the run loop, `environment` what code may assume in it; `access`, `tlb` and `walk` serve memory; `runs`
@@ -25,20 +25,20 @@
 //!
 //! # What is not exact
 //!
-//! * Status flags that the guest is about to overwrite before anything can read them may hold other values when an
-//!   exception or a kick lets the hypervisor look. Keeping them would cost every block a save before its first access.
 //! * x87 instruction and data pointers (FIP, FDP) are the host's.
 //! * 16-bit code segments run as 32-bit ones.
 //! * How far an instruction got whose fault lies in the middle of it (gathers, ENTER, flags that are undefined in
 //!   the manuals) is as on Intel's processors, which the tests compare with.
 
 mod access;
+mod ahead;
 mod arena;
 mod asm;
 mod bits;
 mod block;
 mod branches;
 mod breakpoints;
+mod check;
 mod classify;
 pub mod coverage;
 mod elements;
@@ -59,6 +59,7 @@ mod operand;
 mod pages;
 mod perf_map;
 mod presence;
+mod recall;
 mod registers;
 mod reuse;
 mod runs;
@@ -68,6 +69,7 @@ mod sites;
 mod stack;
 mod state;
 mod stats;
+mod status;
 mod strings;
 mod stubs;
 mod system;

@@ -4,8 +4,13 @@
 //! them. A flag is live before an instruction if the instruction reads it, or does not surely replace it and it
 //! is live after. Shifts whose count can be zero replace nothing for sure. After a jump whose target is unknown
 //! every flag is live: a guest may carry one across a return (`adc` after `call`).
+//!
+//! A flag that is not live may still be *seen*: by whoever handles a fault before it is replaced. Seen flags must be to
+//! be had, but need not be at hand; see `recall`.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, RflagsBits};
+
+use crate::classify::{Class, Flow};
 
 /// The six status flags, as iced numbers them.
 pub(crate) const ALL: u32 =
@@ -43,6 +48,49 @@ impl Effect {
     pub(crate) fn touches(self) -> bool {
         self.reads | self.changes != 0
     }
+}
+
+/// Which flags matter from some point on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    /// Those that code may read.
+    pub(crate) live: u32,
+    /// Those that code or whoever handles a fault may read: never fewer.
+    pub(crate) seen: u32,
+}
+
+impl Ahead {
+    /// All of them.
+    pub(crate) const ALL: Self = Self { live: ALL, seen: ALL };
+
+    /// What matters at a point from which both ways are open.
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self { live: self.live | other.live, seen: self.seen | other.seen }
+    }
+}
+
+/// Whether somebody may look at the flags while the instruction has not been completed.
+pub(crate) fn shows(class: Class, instruction: &Instruction) -> bool {
+    match class {
+        Class::Nothing | Class::Lea | Class::Flow(Flow::Jump | Flow::Conditional | Flow::Counted) => false,
+        Class::Plain => !is_integer(instruction),
+        Class::Flow(Flow::JumpIndirect | Flow::Call | Flow::CallIndirect | Flow::Return)
+        | Class::Memory(_)
+        | Class::Stack(_)
+        | Class::Register(_)
+        | Class::Move
+        | Class::Helper(_) => true,
+    }
+}
+
+/// Whether an instruction has general-purpose registers and constants for operands, beside memory, and raises no
+/// exception of its own.
+pub(crate) fn is_integer(instruction: &Instruction) -> bool {
+    let integer =
+        |op: u32| instruction.op_kind(op) != OpKind::Register || instruction.op_register(op).is_gpr();
+    instruction.op_count() > 0
+        && (0..instruction.op_count()).all(integer)
+        && !matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "iced's mnemonics number thousands; this names a family")]

@@ -4,8 +4,9 @@ use iced_x86::{Code, Instruction, InstructionInfoOptions, OpAccess, OpKind, Regi
 
 use crate::asm::{Mem, Size, reg};
 use crate::bits::{low8, low32};
+use crate::check::Check;
 use crate::classify::{AddressKind, Operand};
-use crate::emit::{Bits, Check, Decoded, Emitter};
+use crate::emit::{Bits, Decoded, Emitter};
 use crate::reuse::Share;
 
 /// Registers that may be borrowed for an instruction: those that need no REX prefix, except RSP.

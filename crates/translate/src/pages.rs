@@ -44,12 +44,12 @@ pub(crate) struct Env {
 pub(crate) struct Block {
     /// Where its body starts: flags in the host's register.
     pub(crate) body: u32,
+    /// Where whoever has them in memory enters, if there is such a place.
+    pub(crate) kept: Option<u32>,
     /// Its pad, if anybody needed one.
     pub(crate) pad: Option<Pad>,
     /// Whether the body polls for kicks.
     pub(crate) polls: bool,
-    /// Status flags live at its start.
-    pub(crate) live: u32,
     /// The code page that its only instruction runs into.
     pub(crate) second: Option<PageId>,
 }

@@ -264,9 +264,8 @@ fn address(instruction: &Instruction, stack: i64) -> Option<(Key, i64)> {
         return None;
     }
     let displacement = instruction.memory_displacement64().cast_signed();
-    if base == Register::RSP {
-        return (index == Register::None && displacement.abs() < STACK_REACH)
-            .then_some((Key::Stack, displacement + stack));
+    if base == Register::RSP && index == Register::None {
+        return (displacement.abs() < STACK_REACH).then_some((Key::Stack, displacement + stack));
     }
     let named = |register: Register| (register != Register::None).then(|| number(register));
     let key =
@@ -275,7 +274,7 @@ fn address(instruction: &Instruction, stack: i64) -> Option<(Key, i64)> {
 }
 
 /// The general-purpose registers that an instruction may change, one bit each.
-fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> u16 {
+pub(crate) fn written(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> u16 {
     let info = factory.info(instruction);
     info.used_registers()
         .iter()

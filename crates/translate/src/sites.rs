@@ -58,12 +58,16 @@ pub(crate) struct Chain {
     pub(crate) page: PageId,
     /// How target and flags are to be treated.
     pub(crate) kind: ChainKind,
+    /// Whether the flags are in memory, and nobody needs them in the host's register.
+    pub(crate) flags_in_memory: bool,
+    /// Whether the flags may be looked at here.
+    pub(crate) flags_exact: bool,
 }
 
 /// Where a direct jump goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChainKind {
-    /// Forward in the same page: to the block's body, flags in the host's.
+    /// Forward in the same page: to the block's body.
     Near,
     /// Backward in the same page: as `Near`, but the block must poll for kicks.
     Loop,

@@ -10,8 +10,9 @@ use paravane_engine::{VcpuContext, rflags};
 
 use crate::asm::{Mem, Size, reg};
 use crate::bits::low32;
+use crate::check::Check;
 use crate::classify::StackOp;
-use crate::emit::{Bits, Check, Decoded, Emitter};
+use crate::emit::{Bits, Decoded, Emitter};
 use crate::operand::{Offset, is_stolen, number, uses_stack_segment};
 use crate::reuse::Share;
 use crate::state::{Path, State};

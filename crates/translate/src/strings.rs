@@ -8,8 +8,9 @@ use iced_x86::{Instruction, Mnemonic, Register};
 use paravane_abi::units::{MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exit, SegmentRegister, rflags};
 
-use crate::bits::{index as index_of, low8};
+use crate::bits::index as index_of;
 use crate::engine::Translator;
+use crate::flags;
 use crate::help::{Done, cut, merged};
 use crate::operand::number;
 use crate::state::Path;
@@ -208,7 +209,7 @@ impl Translator {
             self.read_linear(lowest(source, size, count, down), &mut lefts[..len])?;
         }
         self.read_linear(lowest(target, size, count, down), &mut rights[..len])?;
-        let wanted = cut_bytes(self.get(Register::RAX), size);
+        let wanted = flags::cut(self.get(Register::RAX), size);
         let pair = |index: usize| {
             let at = size * if down { index_of(count) - 1 - index } else { index };
             let left = if shape.kind == Kind::Compare { element(&lefts, at, size) } else { wanted };
@@ -224,7 +225,7 @@ impl Translator {
         let last = end.unwrap_or(len / size - 1);
         let (left, right) = pair(last);
         let context = &mut self.cpu.state_mut().context;
-        context.rflags = (context.rflags & !rflags::STATUS) | compare_flags(left, right, size);
+        context.rflags = (context.rflags & !rflags::STATUS) | flags::of_difference(left, right, size);
         Ok((last as u64 + 1, end.is_none()))
     }
 
@@ -242,23 +243,6 @@ impl Translator {
 /// The number of some bytes at a place.
 fn element(bytes: &[u8], at: usize, size: usize) -> u64 {
     bytes[at..at + size].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-/// Flags of a comparison of two numbers.
-fn compare_flags(left: u64, right: u64, size: usize) -> u64 {
-    let sign = 1_u64 << (8 * size - 1);
-    let result = cut_bytes(left.wrapping_sub(right), size);
-    let flag = |condition: bool, bit: u64| if condition { bit } else { 0 };
-    flag(left < right, rflags::CF)
-        | flag(low8(result).count_ones().is_multiple_of(2), rflags::PF)
-        | flag((left ^ right ^ result) & 0x10 != 0, rflags::AF)
-        | flag(result == 0, rflags::ZF)
-        | flag(result & sign != 0, rflags::SF)
-        | flag((left ^ right) & (left ^ result) & sign != 0, rflags::OF)
-}
-
-fn cut_bytes(value: u64, size: usize) -> u64 {
-    value & (u64::MAX >> (64 - 8 * size))
 }
 
 /// Elements from `address` on that do not start beyond its page, at least one (which may itself cross).

@@ -6,9 +6,9 @@
 use core::mem::offset_of;
 
 use crate::asm::{Buffer, Mem, Size, reg};
-use crate::emit::emit_save_flags;
 use crate::runs::Runs;
 use crate::state::{Layout, State};
+use crate::status::emit_save_flags;
 use crate::walk::Walk;
 
 /// Their addresses.

@@ -133,7 +133,7 @@ impl Verifier<'_> {
     fn find_returns(&mut self, cold: &[Instruction]) -> Result<(), Objection> {
         let record = &self.emitter.record;
         let mut found: Vec<(u32, Return)> = Vec::new();
-        found.extend(record.body.map(|body| (body, Return::Afresh)));
+        found.extend(record.bodies.iter().map(|body| (*body, Return::Afresh)));
         for site in &self.emitter.sites[record.first_site..] {
             match *site {
                 Site::Access(access) => {

@@ -15,8 +15,8 @@ pub(crate) struct Record {
     pub(crate) pieces: Vec<Piece>,
     /// The number of the block's first site.
     pub(super) first_site: usize,
-    /// Where the body starts, for jumps from elsewhere.
-    pub(super) body: Option<u32>,
+    /// Where jumps from elsewhere come in.
+    pub(super) bodies: Vec<u32>,
     /// Entries of all blocks that were placed.
     entries: HashSet<u32>,
 }
@@ -41,12 +41,12 @@ impl Record {
     pub(crate) fn start(&mut self, first_site: usize) {
         self.pieces.clear();
         self.first_site = first_site;
-        self.body = None;
+        self.bodies.clear();
     }
 
-    /// The body starts.
+    /// Jumps from elsewhere may come in here.
     pub(crate) fn body(&mut self, at: u32) {
-        self.body = Some(at);
+        self.bodies.push(at);
     }
 
     /// A guest instruction starts.

@@ -10,8 +10,7 @@ use super::*;
 use crate::classify::{Class, Helper};
 use crate::emit::{Bits, Conditions, Decoded};
 use crate::limits::Strict;
-use crate::liveness::{ALL, Effect};
-use crate::reuse::Share;
+use crate::liveness::Effect;
 use crate::sites::{Chain, HelperSite, Mark, PageId};
 use crate::state::{Layout, State, tlb_index};
 use crate::walk::Walk;
@@ -72,7 +71,7 @@ fn emitted(bytes: &[u8], mark: Option<Option<u8>>) -> Emitter {
     emitter.start(places.hot, places.hot + 0x1_0000, PageId(1), conditions);
     let instruction = Decoder::with_ip(64, &[0x48, 0x8b, 0x03], RIP, DecoderOptions::NONE).decode();
     let effect = Effect::of(&instruction);
-    let decoded = Decoded { instruction, class: Class::Plain, effect, live_after: ALL, share: Share::Alone };
+    let decoded = Decoded::alone(instruction, Class::Plain, effect);
     emitter.record.instruction(&decoded, places.hot, places.hot + 0x1_0000);
     emitter.hot.put(bytes);
     if let Some(borrowed) = mark {
@@ -81,7 +80,14 @@ fn emitted(bytes: &[u8], mark: Option<Option<u8>>) -> Emitter {
     emitter.site(Site::Enter { rip: RIP + 3 });
     let helper = HelperSite { rip: RIP, helper: Helper::Enter, instruction: 0, resume: 0, page: PageId(1) };
     emitter.site(Site::Helper(helper));
-    let chain = Chain { at: places.hot, target: RIP, page: PageId(1), kind: ChainKind::Near };
+    let chain = Chain {
+        at: places.hot,
+        target: RIP,
+        page: PageId(1),
+        kind: ChainKind::Near,
+        flags_in_memory: false,
+        flags_exact: true,
+    };
     emitter.site(Site::Chain(chain));
     emitter
 }

@@ -70,7 +70,7 @@ impl Case {
         cpu.area = area(machine.mask, &mut random);
         let (data, stack) = (random.bytes(DATA_BYTES), random.bytes(2 * PAGE_BYTES));
         let (native, translated) = machine.both(&self.code, &cpu, &data, &stack);
-        (native.end, compare(&native, &translated, crate::programs::ignored(&native)))
+        (native.end, compare(&native, &translated))
     }
 
     /// Instructions in its code.

@@ -19,7 +19,7 @@ const PAGES: [Access; 8] = [
     Access::All,
 ];
 
-fn protect(machine: &mut Machine, pages: &[Access]) {
+pub(crate) fn protect(machine: &mut Machine, pages: &[Access]) {
     for (page, access) in pages.iter().enumerate() {
         machine.protect(page, *access);
     }

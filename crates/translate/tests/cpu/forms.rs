@@ -96,7 +96,7 @@ impl Forms {
             // dependent)" for bytes that the mask leaves out: Intel SDM vol. 2, "MASKMOVDQU".
             return true;
         }
-        let outcome = compare(&native, &translated, 0).map_err(|why| format!("{bytes:02x?}: {why}"));
+        let outcome = compare(&native, &translated).map_err(|why| format!("{bytes:02x?}: {why}"));
         tally.note(&format!("{code:?} {:?}", place.bits), native.end, outcome);
         true
     }

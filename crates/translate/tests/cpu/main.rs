@@ -14,6 +14,7 @@ mod programs;
 mod promises;
 mod search;
 mod sequences;
+mod shown_flags;
 mod strings;
 mod tally;
 mod walks;

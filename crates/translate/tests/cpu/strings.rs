@@ -61,7 +61,7 @@ fn string_moves_do_what_the_cpu_does() {
             before.gprs[7] += 2 * PAGE_SIZE;
         }
         let (native, translated) = machine.both(&code, &before, &data, &stack);
-        let same = compare(&native, &translated, 0);
+        let same = compare(&native, &translated);
         assert!(same.is_ok(), "{code:02x?} {:x?}: {same:?}", before.gprs);
         assert!(native.end == End::Done || native.end == translated.end);
     }
@@ -134,7 +134,7 @@ fn long_runs_end_where_the_cpu_ends_them() {
                 }
                 let exit = paravane_engine::Engine::run(&mut machine.engine);
                 let translated = machine.after(exit, before.rip + bytes.len() as u64);
-                let same = compare(&native, &translated, 0);
+                let same = compare(&native, &translated);
                 assert!(same.is_ok(), "{bytes:02x?} {source:?} {target:?} {:x?}: {same:?}", before.gprs);
                 for page in [FROM, TO] {
                     let frame = machine.machine_address(DATA + page * PAGE_SIZE).frame();

@@ -32,8 +32,7 @@ impl Tally {
         contents: &Contents,
     ) -> End {
         let (native, translated) = machine.both(code, before, &contents.data, &contents.stack);
-        let ignored = crate::programs::ignored(&native);
-        let outcome = compare(&native, &translated, ignored).map_err(|why| {
+        let outcome = compare(&native, &translated).map_err(|why| {
             let start = &code[..code.len().min(80)];
             format!("{start:02x?} at {:#x}: {why}", before.rip)
         });

@@ -8,7 +8,7 @@ use super::{AREA, After, Bits, End};
 pub(crate) const FLAGS: u64 = rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
 
 /// Compares two outcomes; `Err` says what differs.
-pub(crate) fn compare(native: &After, translated: &After, ignored_flags: u64) -> Result<(), String> {
+pub(crate) fn compare(native: &After, translated: &After) -> Result<(), String> {
     if without_kernel_pages(native.end) != without_kernel_pages(translated.end) {
         return Err(format!("ends: native {:x?}, translated {:x?}", native.end, translated.end));
     }
@@ -22,12 +22,11 @@ pub(crate) fn compare(native: &After, translated: &After, ignored_flags: u64) ->
             return Err(format!("register {index}: native {n:#x}, translated {t:#x}"));
         }
     }
-    let compared = FLAGS & !ignored_flags;
-    if (native.cpu.flags ^ translated.cpu.flags) & compared != 0 {
+    if (native.cpu.flags ^ translated.cpu.flags) & FLAGS != 0 {
         return Err(format!(
             "flags: native {:#x}, translated {:#x} ({:x?})",
-            native.cpu.flags & compared,
-            translated.cpu.flags & compared,
+            native.cpu.flags & FLAGS,
+            translated.cpu.flags & FLAGS,
             native.end
         ));
     }
