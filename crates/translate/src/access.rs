@@ -1,11 +1,12 @@
 //! Memory accesses that translated code could not do alone.
 
-use paravane_abi::units::{MachAddr, PAGE_BYTES, PAGE_SIZE};
+use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, PageFault, vector};
 
 use crate::block::Need;
 use crate::emit::Bits;
 use crate::engine::{Go, Translator};
+use crate::help::exception_with;
 use crate::sites::{Access, Commit, find_mark};
 use crate::state::{HOT_BYTES, HostFault, Path};
 use crate::tlb::Page;
@@ -57,6 +58,10 @@ impl Translator {
                 Err(exit) if access.masked => return Ok(self.bounce(access, linear, [Err(exit); 2])),
                 checked => checked?,
             }
+        }
+        if !access.masked {
+            self.canonical_to_its_end(linear, access.size as usize)
+                .map_err(|exit| blame_stack(exit, access.stack))?;
         }
         let misaligned = self.env.aligned
             && matches!(access.size, 2 | 4 | 8)
@@ -264,10 +269,20 @@ impl Translator {
 
     /// The one or two pages that a range of at most a page's length touches.
     pub(crate) fn pages_for(&mut self, linear: u64, len: usize, path: Path) -> Result<[Page; 2], Exit> {
+        self.canonical_to_its_end(linear, len)?;
         let first = self.page(linear, path)?;
         let offset = (linear & (PAGE_SIZE - 1)) as usize;
         let second = if offset + len > PAGE_BYTES { self.page(self.next_page(linear), path)? } else { first };
         Ok([first, second])
+    }
+
+    /// Checks that the end of an operand is canonical: that comes before any page is looked at.
+    fn canonical_to_its_end(&self, linear: u64, len: usize) -> Result<(), Exit> {
+        let last = linear.wrapping_add(len.saturating_sub(1) as u64);
+        if self.env.bits == Bits::B64 && !GuestVirt(last).is_canonical() {
+            return Err(exception_with(vector::GENERAL_PROTECTION, 0));
+        }
+        Ok(())
     }
 
     fn next_page(&self, linear: u64) -> u64 {

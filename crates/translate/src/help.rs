@@ -274,27 +274,24 @@ impl Translator {
         ];
         let push = matches!(instruction.mnemonic(), Mnemonic::Pusha | Mnemonic::Pushad);
         let size = if matches!(instruction.mnemonic(), Mnemonic::Pushad | Mnemonic::Popad) { 4 } else { 2 };
-        let whole = 8 * size as u64;
+        let (step, top) = (size as u64, self.stack_pointer());
+        // One by one: what came before a slot that faults is done, but the stack pointer has not moved.
         if push {
-            let bytes: Vec<u8> = ORDER
-                .iter()
-                .flat_map(|register| self.get(*register).to_le_bytes()[..size].to_vec())
-                .collect();
-            let pointer = self.stack_pointer().wrapping_sub(whole);
-            self.write_linear(self.stack_linear(pointer), &bytes)?;
-            self.set_stack_pointer(pointer);
+            for (index, register) in (1..).zip(ORDER.iter().rev()) {
+                let value = self.get(*register);
+                self.store_slot(top.wrapping_sub(step * index), value, size)?;
+            }
+            self.set_stack_pointer(top.wrapping_sub(8 * step));
             return Ok(());
         }
-        let mut bytes = [0; 32];
-        self.read_linear(self.stack_linear(self.stack_pointer()), &mut bytes[..8 * size])?;
-        for (register, chunk) in ORDER.iter().zip(bytes.chunks(size)) {
-            let value = chunk.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-            if *register != Register::ESP {
-                let slot = &mut self.cpu.state_mut().context.gprs[usize::from(number(*register))];
+        for (index, register) in (0..).zip(ORDER) {
+            let value = self.peek(step * index, size)?;
+            if register != Register::ESP {
+                let slot = &mut self.cpu.state_mut().context.gprs[usize::from(number(register))];
                 *slot = merged(*slot, value, size);
             }
         }
-        self.set_stack_pointer(self.stack_pointer().wrapping_add(whole));
+        self.set_stack_pointer(top.wrapping_add(8 * step));
         Ok(())
     }
 

@@ -68,7 +68,8 @@ impl Translator {
             }
             Mnemonic::Pop => {
                 let size = instruction.stack_pointer_increment().unsigned_abs() as usize;
-                let value = self.peek(0, size)?;
+                // Of the slot only the selector is read.
+                let value = self.peek(0, 2)?;
                 self.load_segment(register(instruction.op0_register()), low16(value))?;
                 self.set_stack_pointer(self.stack_pointer().wrapping_add(size as u64));
                 Ok(())

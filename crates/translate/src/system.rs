@@ -1,11 +1,14 @@
 //! Instructions that end a run: system calls, interrupts, privileged ones; and those that only look at system state.
 #![expect(clippy::wildcard_enum_match_arm, reason = "iced's enums number thousands of members")]
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use paravane_abi::units::GuestVirt;
 use paravane_engine::{
     ControlRegister, Exit, Gpr, GuestMode, Interrupt, Privileged, PrivilegedOp, SegmentRegister, StringIo,
     SyscallKind, Width, rflags, vector,
 };
+
+use paravane_memory::paging::Access;
 
 use crate::bits::{low8, low16, low32};
 use crate::emit::Bits;
@@ -26,6 +29,8 @@ const TSS_SELECTOR: u64 = 0xe040;
 const LDT_SELECTOR: u64 = 0xe050;
 /// CR0 as hardware has it under Xen: PG, AM, WP, NE, ET, MP, PE.
 const CR0: u64 = 0x8005_0033;
+/// Bytes that an instruction may have.
+const LONGEST: usize = 15;
 /// CR0.TS.
 const CR0_TS: u64 = 1 << 3;
 
@@ -81,7 +86,27 @@ impl Translator {
         if prefixed {
             return Exit::Privileged(Privileged { length: 7, op: PrivilegedOp::Cpuid { forced: true } });
         }
+        if instruction.is_invalid() && instruction.len() == LONGEST && self.is_too_long(instruction) {
+            // That it goes on is seen by fetching another byte.
+            let beyond = self.linear_of(SegmentRegister::Cs, instruction.ip().wrapping_add(LONGEST as u64));
+            let fetched = self.walk(GuestVirt(beyond), Access::Execute);
+            return fetched.err().unwrap_or(exception_with(vector::GENERAL_PROTECTION, 0));
+        }
         exception(vector::INVALID_OPCODE)
+    }
+
+    /// Whether what was decoded in vain is an instruction with too many prefixes. Intel SDM vol. 3A, "Interrupt 13".
+    fn is_too_long(&mut self, instruction: &Instruction) -> bool {
+        const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65];
+        let mut bytes = [0; LONGEST];
+        if self.read_linear(self.linear_of(SegmentRegister::Cs, instruction.ip()), &mut bytes).is_err() {
+            return false;
+        }
+        let prefixes = bytes.iter().take_while(|byte| PREFIXES.contains(byte)).count();
+        let bitness = if self.env.bits == Bits::B64 { 64 } else { 32 };
+        let mut decoder = Decoder::new(bitness, &bytes[prefixes..], DecoderOptions::NONE);
+        let rest = decoder.decode();
+        !rest.is_invalid() || decoder.last_error() == DecoderError::NoMoreBytes
     }
 
     /// Takes a privileged instruction's operands apart.

@@ -15,6 +15,7 @@ mod promises;
 mod search;
 mod sequences;
 mod shown_flags;
+mod stacks;
 mod strings;
 mod tally;
 mod walks;

@@ -43,10 +43,11 @@ pub(crate) fn compare(native: &After, translated: &After) -> Result<(), String> 
     vectors(&native.cpu.area, &translated.cpu.area)
 }
 
-/// An end in which a fault at a kernel's address does not say whether that is mapped: the host's may be.
+/// An end in which a fault at a kernel's address does not say whether that is mapped: the host's may be, and Linux
+/// says so of all of them, from the last page below the hole on.
 fn without_kernel_pages(end: End) -> End {
     match end {
-        End::Fault { vector: 14, rip, error, address } if address >> 63 != 0 => {
+        End::Fault { vector: 14, rip, error, address } if address >= 0x7fff_ffff_f000 => {
             End::Fault { vector: 14, rip, error: error & !1, address }
         }
         End::Fault { .. } | End::Done | End::Other(_) => end,

@@ -213,6 +213,7 @@ impl Machine {
         let flags = match access {
             Access::All => 7,
             Access::ReadOnly => 5,
+            Access::NoExecute => 1 << 63 | 7,
             Access::None => 0,
         };
         let address = DATA + page as u64 * PAGE_SIZE;

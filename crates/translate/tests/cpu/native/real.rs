@@ -282,6 +282,8 @@ pub(crate) fn map(address: u64, pages: u64) {
 pub(crate) enum Access {
     All,
     ReadOnly,
+    /// Everything else.
+    NoExecute,
     None,
 }
 
@@ -289,6 +291,7 @@ pub(crate) fn protect(address: u64, access: Access) {
     let allowed = match access {
         Access::All => libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
         Access::ReadOnly => libc::PROT_READ | libc::PROT_EXEC,
+        Access::NoExecute => libc::PROT_READ | libc::PROT_WRITE,
         Access::None => libc::PROT_NONE,
     };
     // SAFETY: one of the tests' own pages.
