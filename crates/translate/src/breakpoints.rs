@@ -44,6 +44,8 @@ pub(crate) struct Watch {
     hits: u64,
     /// Whether the instruction loads RF itself, so that it stays.
     keeps_resume_flag: bool,
+    /// Whether the instruction loads SS, so that nothing is reported before the next one has completed.
+    inhibits: bool,
 }
 
 /// The enabled breakpoints of DR0 to DR3 and DR7.
@@ -75,19 +77,23 @@ pub(crate) fn watched(context: &VcpuContext) -> bool {
 }
 
 impl Translator {
-    /// Looks at the instruction at `rip` before it runs.
+    /// Looks at the instruction at `rip` before it runs; `stepped` says that TF is set, `last` is what the instruction
+    /// before it left.
     ///
     /// # Errors
     ///
     /// #DB of an instruction breakpoint, or what fetching the instruction leads to.
-    pub(crate) fn watch(&mut self, rip: u64) -> Result<Watch, Exit> {
+    pub(crate) fn watch(&mut self, rip: u64, stepped: bool, last: Watch) -> Result<Watch, Exit> {
         let context = &self.cpu.state().context;
         if !watched(context) {
-            return Ok(Watch::default());
+            // Of two loads of SS in a row the second inhibits nothing.
+            let inhibits =
+                stepped && !last.inhibits && self.instruction_at(rip).is_ok_and(|it| loads_stack(&it));
+            return Ok(Watch { inhibits, ..Watch::default() });
         }
         let debug = context.debug;
         let hits = hits(&debug, |breakpoint| breakpoint.kind == Kind::Execute && breakpoint.address == rip);
-        if hits != 0 && context.rflags & rflags::RF == 0 {
+        if hits != 0 && context.rflags & rflags::RF == 0 && !last.inhibits {
             let context = &mut self.cpu.state_mut().context;
             // Set in the frame, so that the instruction runs when the handler returns to it.
             context.rflags |= rflags::RF;
@@ -106,7 +112,9 @@ impl Translator {
                 Kind::Access => access.touches(breakpoint),
             })
         });
-        Ok(Watch { active: true, hits, keeps_resume_flag })
+        let held = if last.inhibits { last.hits } else { 0 };
+        let inhibits = !last.inhibits && loads_stack(&instruction);
+        Ok(Watch { active: true, hits: hits | held, keeps_resume_flag, inhibits })
     }
 
     /// Reports what an instruction that has completed hit; `stepped` says that TF was set when it began.
@@ -118,6 +126,9 @@ impl Translator {
         let context = &mut self.cpu.state_mut().context;
         if watch.active && !watch.keeps_resume_flag {
             context.rflags &= !rflags::RF;
+        }
+        if watch.inhibits {
+            return Ok(());
         }
         let step = if stepped { SINGLE_STEP } else { 0 };
         match watch.hits | step {
@@ -188,6 +199,13 @@ fn value(context: &VcpuContext, register: Register) -> Option<u64> {
         4 => full & 0xffff_ffff,
         _ => full & 0xffff,
     })
+}
+
+/// MOV SS and POP SS hold back debug exceptions, LSS does not. Intel SDM vol. 3A, "Masking Exceptions and Interrupts
+/// When Switching Stacks".
+fn loads_stack(instruction: &Instruction) -> bool {
+    instruction.op0_register() == Register::SS
+        && matches!(instruction.mnemonic(), iced_x86::Mnemonic::Mov | iced_x86::Mnemonic::Pop)
 }
 
 /// The bits of DR6 of those breakpoints that `hit` says.

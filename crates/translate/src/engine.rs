@@ -19,7 +19,7 @@ use thiserror::Error;
 use crate::arena::Cpu;
 use crate::asm::Buffer;
 use crate::block::Need;
-use crate::breakpoints;
+use crate::breakpoints::{self, Watch};
 use crate::emit::{Bits, Emitter};
 use crate::environment::Settled;
 use crate::features::Host;
@@ -228,7 +228,7 @@ impl Translator {
 
     fn go(&mut self, single: bool) -> Result<(), Exit> {
         let mut rip = self.cpu.state().context.rip;
-        let mut first = true;
+        let (mut first, mut watch) = (true, Watch::default());
         loop {
             self.cpu.state_mut().context.rip = rip;
             self.catch_up();
@@ -238,7 +238,7 @@ impl Translator {
                 self.cpu.take_kick();
                 return Err(Exit::Interrupted);
             }
-            let watch = self.watch(rip)?;
+            watch = self.watch(rip, trap, watch)?;
             self.go_to(rip, first && !self.env.single)?;
             first = false;
             rip = self.run_until_lookup()?;

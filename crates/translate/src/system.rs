@@ -37,7 +37,11 @@ const CR0_TS: u64 = 1 << 3;
 impl Translator {
     pub(crate) fn software_interrupt(&mut self, instruction: &Instruction) -> Exit {
         let vector = match instruction.mnemonic() {
-            Mnemonic::Int1 => vector::DEBUG,
+            // No gate is asked whether programs may use it.
+            Mnemonic::Int1 => {
+                self.cpu.state_mut().context.rip = instruction.next_ip();
+                return exception(vector::DEBUG);
+            }
             Mnemonic::Int3 => vector::BREAKPOINT,
             _ => instruction.immediate8(),
         };

@@ -15,6 +15,7 @@ use crate::native::compare::compare;
 use crate::native::random::{Random, area};
 use crate::native::{Bits, Cpu, DATA_BYTES, End, Machine, USER_CODE_32, machine};
 use crate::sequences::counter;
+use crate::tally::Contents;
 
 /// Registers and code, with a seed for the rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +59,8 @@ impl Case {
         self.run(machine).1
     }
 
-    /// Runs on both sides: how it ended on the CPU, and what differs.
-    pub(crate) fn run(&self, machine: &mut Machine) -> (End, Result<(), String>) {
+    /// The registers and memory that it starts with.
+    pub(crate) fn start(&self, machine: &Machine) -> (Cpu, Contents) {
         let mut random = Random(self.seed);
         let mut cpu = Cpu::plain(self.rip);
         cpu.gprs = self.gprs;
@@ -68,8 +69,13 @@ impl Case {
             cpu.selectors[1] = u64::from(USER_CODE_32);
         }
         cpu.area = area(machine.mask, &mut random);
-        let (data, stack) = (random.bytes(DATA_BYTES), random.bytes(2 * PAGE_BYTES));
-        let (native, translated) = machine.both(&self.code, &cpu, &data, &stack);
+        (cpu, Contents { data: random.bytes(DATA_BYTES), stack: random.bytes(2 * PAGE_BYTES) })
+    }
+
+    /// Runs on both sides: how it ended on the CPU, and what differs.
+    pub(crate) fn run(&self, machine: &mut Machine) -> (End, Result<(), String>) {
+        let (cpu, contents) = self.start(machine);
+        let (native, translated) = machine.both(&self.code, &cpu, &contents.data, &contents.stack);
         (native.end, compare(&native, &translated))
     }
 

@@ -16,6 +16,7 @@ mod search;
 mod sequences;
 mod shown_flags;
 mod stacks;
+mod steps;
 mod strings;
 mod tally;
 mod walks;

@@ -382,7 +382,7 @@ fn end(exit: Exit, rip: u64, end_rip: u64) -> End {
         Exit::PageFault(page) => fault(vector::PAGE_FAULT, rip, page.code.0, page.address),
         // Linux lets programs reach these gates; any other is #GP with the gate's number.
         Exit::SoftwareInterrupt(Interrupt { vector, next_rip }) => match vector {
-            1 | 3 | 4 => fault(vector, next_rip, 0, 0),
+            3 | 4 => fault(vector, next_rip, 0, 0),
             _ => fault(vector::GENERAL_PROTECTION, rip, u32::from(vector) << 3 | 2, 0),
         },
         Exit::Hypercall | Exit::GuestSyscall(_) | Exit::LdtPage { .. } | Exit::Interrupted => {
