@@ -52,8 +52,18 @@ struct Shape {
 }
 
 impl Translator {
-    /// Performs a string instruction until it is done, faults, or is interrupted.
+    /// Performs a string instruction until it is done, faults, or is interrupted. CMPS and SCAS show the flags of their
+    /// last comparison only when they are done: Intel SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ".
     pub(crate) fn string(&mut self, instruction: &Instruction) -> Result<Done, Exit> {
+        let before = self.cpu.state().context.rflags;
+        let outcome = self.string_run(instruction);
+        if !matches!(outcome, Ok(Done::Next)) {
+            self.cpu.state_mut().context.rflags = before;
+        }
+        outcome
+    }
+
+    fn string_run(&mut self, instruction: &Instruction) -> Result<Done, Exit> {
         let shape = shape(instruction);
         loop {
             let left = match shape.repeat {

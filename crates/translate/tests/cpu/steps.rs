@@ -38,8 +38,13 @@ fn walk(
             return step;
         }
         let (native, translated) = machine.both(rest, &before, &data, &stack);
-        let outcome = compare(&native, &translated)
-            .map_err(|why| format!("step {step} at +{:#x} of {code:02x?}: {why}", before.rip - base));
+        let outcome = compare(&native, &translated).map_err(|why| {
+            format!(
+                "step {step} from flags {:#x} at +{:#x} of {code:02x?}: {why}",
+                before.flags,
+                before.rip - base
+            )
+        });
         let agrees = outcome.is_ok();
         tally.note(kind, native.end, outcome);
         if !agrees || !matches!(native.end, End::Fault { vector: STEP, .. }) {
