@@ -7,7 +7,7 @@ use crate::block::Need;
 use crate::emit::Bits;
 use crate::engine::{Go, Translator};
 use crate::help::exception_with;
-use crate::sites::{Access, Commit, find_mark};
+use crate::sites::{Access, Commit, Mark, find_mark};
 use crate::state::{HOT_BYTES, HostFault, Path};
 use crate::tlb::Page;
 
@@ -191,9 +191,7 @@ impl Translator {
         let bounced = self.bounced.take();
         let HostFault { host_rip, vector, pending: _, address } = fault;
         let host = u32::try_from(host_rip).unwrap_or(0);
-        let hot_end = self.cpu.layout().code() + HOT_BYTES;
-        let marks = if host < hot_end { &self.emitter.hot_marks } else { &self.emitter.cold_marks };
-        let Some(mark) = find_mark(marks, host).copied() else {
+        let Some(mark) = self.mark_at(host) else {
             return Ok(Go::At(self.cpu.state().context.rip));
         };
         let state = self.cpu.state_mut();
@@ -224,6 +222,13 @@ impl Translator {
             _ => None,
         };
         Err(Exit::Exception(Exception { vector, error_code }))
+    }
+
+    /// What host code in the cache belongs to.
+    pub(crate) fn mark_at(&self, host: u32) -> Option<Mark> {
+        let hot_end = self.cpu.layout().code() + HOT_BYTES;
+        let marks = if host < hot_end { &self.emitter.hot_marks } else { &self.emitter.cold_marks };
+        find_mark(marks, host).copied()
     }
 
     /// What a fault on the bounce pages is for the guest.

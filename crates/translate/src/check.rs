@@ -243,7 +243,8 @@ impl Emitter {
         let first = (self.hot_marks.len() - later).saturating_sub(1);
         for mark in &self.hot_marks[first..] {
             let host = mark.host.max(access.resume) - access.resume + moved;
-            self.cold_marks.push(Mark { host, ..*mark });
+            let is_x87 = mark.is_x87 && mark.host >= access.resume;
+            self.cold_marks.push(Mark { host, is_x87, ..*mark });
         }
         let commit = Commit { next, resume: self.hot.here(), page: self.page };
         let index = self.site(Site::Commit(commit));
@@ -255,6 +256,7 @@ impl Emitter {
             host: self.cold.here(),
             borrowed: None,
             host_flags: false,
+            is_x87: false,
             rip: access.rip,
         });
     }

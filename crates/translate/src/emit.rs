@@ -203,8 +203,13 @@ impl Emitter {
 
     /// Host code from here on belongs to the guest instruction at `rip`.
     pub(crate) fn mark(&mut self, rip: u64) {
-        let mark =
-            Mark { host: self.hot.here(), borrowed: self.borrowed, host_flags: self.flags_in_host, rip };
+        self.mark_instruction(rip, false);
+    }
+
+    /// As [`Emitter::mark`], right before the host's form of the guest's instruction.
+    pub(crate) fn mark_instruction(&mut self, rip: u64, is_x87: bool) {
+        let host = self.hot.here();
+        let mark = Mark { host, borrowed: self.borrowed, host_flags: self.flags_in_host, is_x87, rip };
         // A mark holds until the next one, and many instructions are marked before and after their check.
         let known = self
             .hot_marks

@@ -277,6 +277,7 @@ impl Translator {
 
     /// Translated code left: does what it wants.
     fn left(&mut self) -> Result<Go, Exit> {
+        self.settle_pointers();
         if self.cpu.state().fault.pending != 0 {
             return self.host_fault();
         }
@@ -309,6 +310,10 @@ impl Translator {
                 Ok(Go::Resume)
             }
             Some(Site::Enter { rip }) => Ok(Go::At(rip)),
+            Some(Site::Pointers { resume }) => {
+                self.cpu.state_mut().resume = u64::from(resume);
+                Ok(Go::Resume)
+            }
             Some(Site::Helper(helper)) => {
                 self.stats.helpers += 1;
                 self.cpu.state_mut().context.rip = helper.rip;

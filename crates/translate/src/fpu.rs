@@ -67,10 +67,10 @@ impl Translator {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
         match instruction.mnemonic() {
-            Mnemonic::Xrstor | Mnemonic::Xrstor64 => self.restore(linear, mask),
-            Mnemonic::Xsavec | Mnemonic::Xsavec64 => self.save_compacted(linear, mask),
-            Mnemonic::Xsave | Mnemonic::Xsave64 => self.save_standard(linear, mask, false),
-            _ => self.save_standard(linear, mask, true),
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => self.restore(instruction, linear, mask),
+            Mnemonic::Xsavec | Mnemonic::Xsavec64 => self.save_compacted(instruction, linear, mask),
+            Mnemonic::Xsave | Mnemonic::Xsave64 => self.save_standard(instruction, linear, mask, false),
+            _ => self.save_standard(instruction, linear, mask, true),
         }
     }
 
@@ -89,7 +89,13 @@ impl Translator {
             .collect()
     }
 
-    fn save_standard(&mut self, linear: u64, mask: u64, only_in_use: bool) -> Result<(), Exit> {
+    fn save_standard(
+        &mut self,
+        instruction: &Instruction,
+        linear: u64,
+        mask: u64,
+        only_in_use: bool,
+    ) -> Result<(), Exit> {
         let components = self.components(mask);
         let len = components.iter().map(|c| c.offset + c.size).fold(XSAVE_HEADER + 64, usize::max);
         let mut image = [0; FPU_AREA_BYTES];
@@ -98,6 +104,9 @@ impl Translator {
         let in_use = self.in_use(&area);
         let saved = if only_in_use { mask & in_use } else { mask };
         copy_legacy(&mut image, &area, saved, in_use, self.xmm());
+        if saved & 1 != 0 && !is_wide(instruction) {
+            cut_pointers(&mut image);
+        }
         if mask & USES_MXCSR != 0 {
             image[MXCSR].copy_from_slice(&area[MXCSR]);
         }
@@ -115,7 +124,7 @@ impl Translator {
         self.write_state_image(linear, &image[..len])
     }
 
-    fn save_compacted(&mut self, linear: u64, mask: u64) -> Result<(), Exit> {
+    fn save_compacted(&mut self, instruction: &Instruction, linear: u64, mask: u64) -> Result<(), Exit> {
         let components = self.components(mask);
         let len = compacted_end(&components);
         let mut image = [0; FPU_AREA_BYTES];
@@ -128,6 +137,9 @@ impl Translator {
         }
         let saved = mask & in_use;
         copy_legacy(&mut image, &area, saved, in_use, self.xmm());
+        if saved & 1 != 0 && !is_wide(instruction) {
+            cut_pointers(&mut image);
+        }
         if saved & 2 != 0 {
             image[MXCSR].copy_from_slice(&area[MXCSR]);
         }
@@ -142,7 +154,7 @@ impl Translator {
         self.write_state_image(linear, &image[..len])
     }
 
-    fn restore(&mut self, linear: u64, mask: u64) -> Result<(), Exit> {
+    fn restore(&mut self, instruction: &Instruction, linear: u64, mask: u64) -> Result<(), Exit> {
         let refused = exception_with(vector::GENERAL_PROTECTION, 0);
         let mut image = [0; FPU_AREA_BYTES];
         let header = linear.wrapping_add(XSAVE_HEADER as u64);
@@ -173,6 +185,9 @@ impl Translator {
         }
         let mut area = self.area();
         copy_legacy(&mut area, &image, mask & present & LEGACY, present, self.xmm());
+        if mask & present & 1 != 0 && !is_wide(instruction) {
+            cut_pointers(&mut area);
+        }
         if loads_mxcsr {
             area[24..28].copy_from_slice(&image[24..28]);
         } else if is_compacted && mask & 2 != 0 {
@@ -223,13 +238,9 @@ impl Translator {
     /// What every MMX instruction does to the x87 unit: TOP 0, all registers in use.
     fn use_mmx(&mut self) {
         let mut area = self.area();
-        let top = usize::from(area[3] >> 3 & 7);
+        let bytes = usize::from(area[3] >> 3 & 7) * 16;
         // The area holds registers in stack order.
-        let old: Vec<u8> = area[32..160].to_vec();
-        for physical in 0..8 {
-            let from = ((physical + 8 - top) & 7) * 16;
-            area[32 + physical * 16..48 + physical * 16].copy_from_slice(&old[from..from + 16]);
-        }
+        area[32..160].rotate_right(bytes);
         area[3] &= !0x38;
         area[4] = 0xff;
         area[XSAVE_HEADER] |= 1;
@@ -238,20 +249,19 @@ impl Translator {
 
     /// FXSAVE and FXRSTOR in 32-bit code, which has eight XMM registers.
     pub(crate) fn save_legacy(&mut self, instruction: &Instruction) -> Result<(), Exit> {
-        const BYTES: usize = 160 + 8 * 16;
-        let path = if instruction.mnemonic() == Mnemonic::Fxsave { Path::Write } else { Path::Read };
+        let bytes = self.xmm().end;
+        let saves = instruction.mnemonic() == Mnemonic::Fxsave;
+        let path = if saves { Path::Write } else { Path::Read };
         let linear = self.checked(instruction, XSAVE_HEADER, path)?;
         if linear & 15 != 0 {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
         let mut area = self.area();
-        if instruction.mnemonic() == Mnemonic::Fxsave {
+        if saves {
             // The whole image must be writable.
             self.pages_for(linear, XSAVE_HEADER, Path::Write)?;
-            // Instruction and data pointers have 32 bits and selectors, which today's processors store as zero.
-            area[12..16].fill(0);
-            area[20..24].fill(0);
-            return self.write_linear(linear, &area[..BYTES]);
+            cut_pointers(&mut area);
+            return self.write_linear(linear, &area[..bytes]);
         }
         let mut image = [0; XSAVE_HEADER];
         self.read_linear(linear, &mut image)?;
@@ -259,9 +269,8 @@ impl Translator {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
         area[..28].copy_from_slice(&image[..28]);
-        area[12..16].fill(0);
-        area[20..24].fill(0);
-        area[32..BYTES].copy_from_slice(&image[32..BYTES]);
+        cut_pointers(&mut area);
+        area[32..bytes].copy_from_slice(&image[32..bytes]);
         area[XSAVE_HEADER] |= 3;
         self.set_area(&area);
         Ok(())
@@ -396,7 +405,22 @@ fn compacted_end(components: &[Component]) -> usize {
     compacted(components).map(|(component, at)| at + component.size).fold(XSAVE_HEADER + 64, usize::max)
 }
 
+/// In the forms without REX.W, instruction and data pointers have 32 bits and selectors, which today's processors
+/// store as zero.
+fn cut_pointers(area: &mut [u8]) {
+    area[12..16].fill(0);
+    area[20..24].fill(0);
+}
+
+/// Whether a form of XSAVE or XRSTOR has pointers of 64 bits.
+fn is_wide(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Xsave64 | Mnemonic::Xsaveopt64 | Mnemonic::Xsavec64 | Mnemonic::Xrstor64
+    )
+}
+
 /// A little-endian number of up to 8 bytes.
-fn number(bytes: &[u8]) -> u64 {
+pub(crate) fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }

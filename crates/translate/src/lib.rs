@@ -10,7 +10,7 @@
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
 //! * `engine` is the run loop, `environment` what code may assume in it; `access`, `tlb` and `walk` serve memory; `runs`
-//!   moves much of it; `help`, `branches`, `strings`, `segments`, `system`, `fpu` and `elements` perform what is not worth
+//!   moves much of it; `help`, `branches`, `strings`, `segments`, `system`, `fpu`, `x87` and `elements` perform what is not worth
 //!   emitting.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
 //!   happens to each form.
@@ -25,7 +25,7 @@
 //!
 //! # What is not exact
 //!
-//! * x87 instruction and data pointers (FIP, FDP) are the host's.
+//! * The x87 unit's data pointer (FDP) is the host's on processors that still keep it for every instruction.
 //! * 16-bit code segments run as 32-bit ones.
 //! * How far an instruction got whose fault lies in the middle of it (gathers, ENTER, flags that are undefined in
 //!   the manuals) is as on Intel's processors, which the tests compare with.
@@ -78,6 +78,7 @@ mod trampoline;
 mod tsc;
 mod verify;
 mod walk;
+mod x87;
 
 pub use engine::{Options, Translator, TranslatorError};
 pub use features::{Host, Leaf};

@@ -8,6 +8,7 @@ use crate::check::Check;
 use crate::classify::{AddressKind, Operand};
 use crate::emit::{Bits, Decoded, Emitter};
 use crate::reuse::Share;
+use crate::x87::is_x87;
 
 /// Registers that may be borrowed for an instruction: those that need no REX prefix, except RSP.
 const BORROWABLE: [Register; 7] =
@@ -32,7 +33,7 @@ impl Emitter {
         if stolen || self.conditions.bits == Bits::B32 {
             self.rewritten(decoded, decoded.instruction, None);
         } else {
-            self.mark(decoded.instruction.ip());
+            self.mark_instruction(decoded.instruction.ip(), is_x87(&decoded.instruction));
             self.hot.put(bytes);
         }
         self.after_instruction(decoded);
@@ -73,6 +74,7 @@ impl Emitter {
     /// An instruction with one explicit memory operand.
     pub(crate) fn memory(&mut self, decoded: &Decoded, operand: Operand) {
         let instruction = decoded.instruction;
+        self.before_pointers(&instruction);
         self.pending_fault(&instruction);
         self.before_access(decoded.live_before());
         let masked = is_masked(&instruction);
@@ -120,17 +122,14 @@ impl Emitter {
 
     /// What x87 and MMX instructions do before they access memory: report an earlier x87 fault.
     fn pending_fault(&mut self, instruction: &Instruction) {
-        use iced_x86::{CpuidFeature, Mnemonic};
+        use iced_x86::Mnemonic;
         let waits = !matches!(
             instruction.mnemonic(),
             Mnemonic::Fnstcw | Mnemonic::Fnstenv | Mnemonic::Fnsave | Mnemonic::Fnstsw
         );
-        let x87 = instruction.cpuid_features().iter().any(|feature| {
-            matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387)
-        });
         let mmx = (0..instruction.op_count())
             .any(|op| instruction.op_kind(op) == OpKind::Register && instruction.op_register(op).is_mm());
-        if mmx || (x87 && waits) {
+        if mmx || waits && is_x87(instruction) {
             self.mark(instruction.ip());
             // fwait
             self.hot.put(&[0x9b]);
@@ -316,7 +315,7 @@ impl Emitter {
             }
             point_at(&mut instruction, gpr64(base), displacement);
         }
-        self.mark(original.ip());
+        self.mark_instruction(original.ip(), is_x87(&original));
         self.encode(&instruction);
         for replaced in replaced.into_iter().flatten().filter(|replaced| replaced.stores) {
             self.store_guest(replaced.guest, replaced.host);

@@ -45,6 +45,11 @@ pub(crate) enum Site {
     Commit(Commit),
     /// An instruction that Rust performs.
     Helper(HelperSite),
+    /// An instruction that stores where the x87 unit's last one was comes next.
+    Pointers {
+        /// Its code.
+        resume: u32,
+    },
 }
 
 /// A direct jump.
@@ -139,6 +144,8 @@ pub(crate) struct Mark {
     pub(crate) borrowed: Option<u8>,
     /// Whether the guest's flags are the host's here (otherwise in memory).
     pub(crate) host_flags: bool,
+    /// Whether an x87 instruction starts right here.
+    pub(crate) is_x87: bool,
     /// The guest instruction.
     pub(crate) rip: u64,
 }

@@ -144,6 +144,7 @@ impl Verifier<'_> {
                     }
                 }
                 Site::Commit(commit) => found.push((commit.resume, Return::Committed)),
+                Site::Pointers { resume } => found.push((resume, Return::Afresh)),
                 Site::Helper(helper) if helper.resume != 0 => {
                     let moves = |piece: &Piece| piece.is_move && piece.instruction.ip() == helper.rip;
                     // Slots outlive moves, whoever performs them, and nothing else that Rust performs.
@@ -491,6 +492,7 @@ impl Verifier<'_> {
                 | Site::Chain(_)
                 | Site::Enter { .. }
                 | Site::Commit(_)
+                | Site::Pointers { .. }
                 | Site::Helper(_) => None,
             };
             if Some(stub) != expected {
@@ -504,7 +506,9 @@ impl Verifier<'_> {
             return object("leaves with more than a site in R15");
         }
         match site {
-            Site::Access(_) | Site::Helper(_) | Site::Moved { .. } => self.untouched(instruction, known),
+            Site::Access(_) | Site::Helper(_) | Site::Pointers { .. } | Site::Moved { .. } => {
+                self.untouched(instruction, known)
+            }
             Site::Chain(chain) if !self.displacements.contains(&chain.at) => {
                 object("asks for a link that is no jump of this block")
             }

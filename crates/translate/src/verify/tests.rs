@@ -75,7 +75,13 @@ fn emitted(bytes: &[u8], mark: Option<Option<u8>>) -> Emitter {
     emitter.record.instruction(&decoded, places.hot, places.hot + 0x1_0000);
     emitter.hot.put(bytes);
     if let Some(borrowed) = mark {
-        emitter.hot_marks.push(Mark { host: places.hot, borrowed, host_flags: false, rip: RIP });
+        emitter.hot_marks.push(Mark {
+            host: places.hot,
+            borrowed,
+            host_flags: false,
+            is_x87: false,
+            rip: RIP,
+        });
     }
     emitter.site(Site::Enter { rip: RIP + 3 });
     let helper = HelperSite { rip: RIP, helper: Helper::Enter, instruction: 0, resume: 0, page: PageId(1) };

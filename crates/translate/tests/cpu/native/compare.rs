@@ -73,9 +73,10 @@ fn segments(native: &After, translated: &After) -> Result<(), String> {
 
 fn vectors(native: &[u8; AREA], translated: &[u8; AREA]) -> Result<(), String> {
     let in_use = |area: &[u8; AREA]| area[512];
-    // Component, range: FIP and FDP (8..24) are the host's own.
+    // Component, range. FDP (16..24) is the host's own where an instruction has raised an exception.
     let ranges = [
         (0, 0..6),
+        (0, 8..16),
         (0, 32..160),
         (1, 160..416),
         (1, 24..28),
