@@ -319,6 +319,15 @@ impl Machine {
         self.after(exit, before.rip + code.len() as u64)
     }
 
+    /// Puts breakpoints all over the code, on both sides: a program that jumps out of itself would find what another left.
+    pub(crate) fn forget_code(&mut self) {
+        let traps = [0xcc; (CODE_PAGES * PAGE_SIZE) as usize];
+        for address in [CODE, low(CODE)] {
+            real::poke(address, &traps);
+        }
+        self.memory.write(self.machine_address(CODE), &traps).unwrap();
+    }
+
     /// Puts a case into the guest, ready to run.
     pub(crate) fn fill(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) {
         let mut bytes = code.to_vec();
