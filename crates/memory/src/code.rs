@@ -8,13 +8,19 @@
 //! that they may hold to that frame.
 //!
 //! The log is bounded: an engine that slept too long is told to forget everything.
+//!
+//! Several engines may run from one memory, each on a thread of its own. They [join](CodeMarks::join); what they then
+//! owe each other is at [`Runner`].
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use paravane_abi::units::{Mfn, PAGE_BYTES};
 use zerocopy::FromZeros;
+
+pub use crate::runners::Runner;
+use crate::runners::Runners;
 
 /// Bytes in a line of code marks.
 const LINE_BYTES: usize = 64;
@@ -52,6 +58,7 @@ pub struct CodeMarks {
     /// Events ever logged; read without the lock.
     logged: AtomicU64,
     log: Mutex<VecDeque<CodeEvent>>,
+    runners: Runners,
 }
 
 impl CodeMarks {
@@ -60,7 +67,13 @@ impl CodeMarks {
     pub(crate) fn new(first: Mfn, frames: usize) -> Self {
         let lines = <[AtomicU64]>::new_box_zeroed_with_elems(frames)
             .unwrap_or_else(|_| (0..frames).map(|_| AtomicU64::new(0)).collect());
-        Self { first, lines, logged: AtomicU64::new(0), log: Mutex::new(VecDeque::new()) }
+        Self {
+            first,
+            lines,
+            logged: AtomicU64::new(0),
+            log: Mutex::new(VecDeque::new()),
+            runners: Runners::default(),
+        }
     }
 
     /// Whether any line of `frame` holds code. Frames outside memory hold none.
@@ -87,8 +100,15 @@ impl CodeMarks {
 
     /// Records that `len` bytes from `offset` of `frame` were written. Says whether they held code, in which
     /// case the frame's marks are gone and every engine will be told.
+    ///
+    /// With several engines the bytes must be there already, but for [`CodeMarks::begin_write`]: who reads code marks
+    /// it first and reads it then, so one of the two notices the other.
     pub fn written(&self, frame: Mfn, offset: usize, len: usize) -> bool {
         let Some(lines) = self.lines(frame) else { return false };
+        if self.runners.are_several() {
+            // The bytes first, for everybody, then the marks.
+            fence(Ordering::SeqCst);
+        }
         if lines.load(Ordering::Acquire) & line_mask(offset, len) == 0 {
             return false;
         }
@@ -121,13 +141,55 @@ impl CodeMarks {
         }
     }
 
+    /// Adds an engine that will run guest code, and what interrupts it (which must not block). Engines that run are
+    /// interrupted, and their runs waited for.
+    pub fn join(&self, interrupt: Box<dyn Fn() + Send + Sync>) -> Arc<Runner> {
+        self.runners.join(interrupt)
+    }
+
+    /// Removes an engine.
+    pub fn leave(&self, runner: &Arc<Runner>) {
+        self.runners.leave(runner);
+    }
+
+    /// An engine begins a run. Says whether it is one of several, and therefore must [go inside](CodeMarks::enter_guest)
+    /// and [settle](CodeMarks::settle).
+    pub fn begin_run(&self, runner: &Runner) -> bool {
+        self.runners.begin_run(runner)
+    }
+
+    /// An engine goes inside guest code. If it has not read the whole log, it stays outside and is told `false`.
+    pub fn enter_guest(&self, runner: &Runner, cursor: Cursor) -> bool {
+        runner.enter_guest(cursor.0);
+        let current = self.logged.load(Ordering::SeqCst) == cursor.0;
+        if !current {
+            runner.leave_guest();
+        }
+        current
+    }
+
+    /// Waits until no other engine runs guest code that has not taken notice of all that is in the log, or writes to
+    /// `frame`. Behind this, what was marked can be read: every later write to it is noticed.
+    pub fn settle(&self, runner: &Arc<Runner>, frame: Mfn) {
+        self.runners.settle(runner, self.logged.load(Ordering::SeqCst), frame.0);
+    }
+
+    /// An engine is about to write `len` bytes at `offset` of `frame`, which may hold code, and will tell its
+    /// [`Runner`] when it has. What was derived from these bytes is given up now.
+    pub fn begin_write(&self, runner: &Runner, frame: Mfn, offset: usize, len: usize) {
+        runner.begin_write(frame.0);
+        self.written(frame, offset, len);
+    }
+
     fn push(&self, event: CodeEvent) {
         let mut log = self.lock();
         if log.len() == LOG_LIMIT {
             log.pop_front();
         }
         log.push_back(event);
-        self.logged.fetch_add(1, Ordering::Release);
+        let logged = self.logged.fetch_add(1, Ordering::SeqCst) + 1;
+        drop(log);
+        self.runners.interrupt(logged);
     }
 
     fn lines(&self, frame: Mfn) -> Option<&AtomicU64> {

@@ -19,5 +19,6 @@ pub mod code;
 mod mapping;
 mod memory;
 pub mod paging;
+mod runners;
 
 pub use memory::{Memory, MemoryError, OutOfRange};

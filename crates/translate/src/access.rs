@@ -5,7 +5,7 @@ use paravane_engine::{Exception, Exit, PageFault, vector};
 
 use crate::block::Need;
 use crate::emit::Bits;
-use crate::engine::{Go, Translator};
+use crate::engine::{Entry, Go, Translator};
 use crate::help::exception_with;
 use crate::sites::{Access, Commit, Mark, find_mark};
 use crate::state::{HOT_BYTES, HostFault, Path};
@@ -90,6 +90,10 @@ impl Translator {
             && let Page::Frame(frame) = first
             && self.memory.code().holds_code(frame)
         {
+            if self.seat.is_shared() {
+                let host = self.host_address(first) + offset as u64;
+                return Ok(self.write_beside_code(access, frame, offset, host));
+            }
             let overwrites = self.memory.code().written(frame, offset, size);
             if overwrites {
                 self.catch_up();
@@ -120,14 +124,14 @@ impl Translator {
         }
         let body = self.block_at(access.rip, Need::Plain)?.body;
         self.cpu.state_mut().resume = u64::from(body);
-        Ok(Go::Resume)
+        Ok(Go::Resume(Entry::Start))
     }
 
     fn resume_access(&mut self, access: Access, host: u64) -> Go {
         let state = self.cpu.state_mut();
         state.scratch = host - u64::from(access.bias);
         state.resume = u64::from(access.resume);
-        Go::Resume
+        Go::Resume(Entry::Middle)
     }
 
     /// Lets the instruction run on a copy of its operand. Pages that are not there are replaced by some that the host's
@@ -159,11 +163,12 @@ impl Translator {
             Path::Read => access.resume,
             Path::Write => access.aside,
         });
-        Go::Resume
+        Go::Resume(Entry::Middle)
     }
 
     /// An instruction ran on the bounce pages: writes what it left there to guest memory.
     pub(crate) fn commit(&mut self, commit: Commit) -> Result<Go, Exit> {
+        self.seat.end_write();
         if let Some(bounced) = self.bounced.take() {
             for index in 0..2 {
                 let Some((page, range)) = bounced.range(index).filter(|(_, range)| !range.is_empty()) else {
@@ -176,19 +181,23 @@ impl Translator {
             }
             self.catch_up();
         }
-        if let Some(next) = commit.next
-            && !self.pages.is_alive(commit.page)
-        {
-            return Ok(Go::At(next));
+        if let Some(next) = commit.next {
+            if !self.pages.is_alive(commit.page) {
+                return Ok(Go::At(next));
+            }
+            self.cpu.state_mut().context.rip = next;
         }
         self.cpu.state_mut().resume = u64::from(commit.resume);
-        Ok(Go::Resume)
+        // A step that is looked up again would not count as one.
+        let can_be_looked_up = commit.next.is_some() && !self.env.single;
+        Ok(Go::Resume(if can_be_looked_up { Entry::Middle } else { Entry::End }))
     }
 
     /// Translated code faulted on the host CPU.
     pub(crate) fn host_fault(&mut self) -> Result<Go, Exit> {
         let fault = core::mem::take(&mut self.cpu.state_mut().fault);
         let bounced = self.bounced.take();
+        self.seat.end_write();
         let HostFault { host_rip, vector, pending: _, address } = fault;
         let host = u32::try_from(host_rip).unwrap_or(0);
         let Some(mark) = self.mark_at(host) else {

@@ -229,6 +229,11 @@ impl Cpu {
         self.arena.kick_cell().pointer.load(Ordering::Acquire) == 0
     }
 
+    /// Kicks itself.
+    pub(crate) fn kick(&self) {
+        self.arena.kick();
+    }
+
     /// A handle that kicks.
     pub(crate) fn kick_handle(&self) -> Kick {
         let arena = Arc::clone(&self.arena);

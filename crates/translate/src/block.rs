@@ -360,9 +360,10 @@ impl Translator {
             }
         }
         let (seen, behind) = liveness(&mut decoded, &source, env, rip);
-        self.mark_code(page, rip, decoded.iter().map(|item| item.instruction.len()).sum());
-        for (address, len) in seen {
+        let own = (rip, decoded.iter().map(|item| item.instruction.len()).sum());
+        for (address, len) in seen.into_iter().chain([own]) {
             self.mark_code(page, address, len);
+            self.confirm(page, &source.bytes[(address & (PAGE_SIZE - 1)) as usize..PAGE_BYTES], address, len);
         }
         Ok((decoded, source, behind))
     }
@@ -406,11 +407,13 @@ impl Translator {
         let instruction = decoder(self.env, source.rest(), rip).decode();
         let item = self.decoded(instruction, rules);
         if let Some(second) = source.second {
-            let over = instruction.len().saturating_sub(source.first);
-            self.mark_code(second, next_page(rip), over.max(1));
+            let over = instruction.len().saturating_sub(source.first).max(1);
+            self.mark_code(second, next_page(rip), over);
+            self.confirm(second, &source.bytes[PAGE_BYTES..], next_page(rip), over);
         }
         let page = self.code_page(rip, self.env)?;
         self.mark_code(page, rip, source.first);
+        self.confirm(page, source.rest(), rip, source.first);
         Ok((vec![item], source, Ahead::ALL))
     }
 
@@ -423,6 +426,7 @@ impl Translator {
         let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
         // Marked before it is read: a write that comes between makes the translation go away.
         self.mark_code(page, rip, first.min(1));
+        self.settle(page);
         self.read_machine(MachAddr(frame * PAGE_SIZE), &mut bytes[..PAGE_BYTES]);
         Ok(Source { bytes, offset, first, len: first, second: None })
     }
@@ -431,6 +435,8 @@ impl Translator {
         let next = next_page(rip);
         let page = self.code_page(next, self.env)?;
         let frame = self.pages.get(page).map_or(0, |page| page.frame.0);
+        self.mark_code(page, next, 1);
+        self.settle(page);
         self.read_machine(MachAddr(frame * PAGE_SIZE), &mut source.bytes[PAGE_BYTES..]);
         source.len = source.first + MAX_LENGTH;
         source.second = Some(page);

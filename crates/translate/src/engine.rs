@@ -26,6 +26,7 @@ use crate::features::Host;
 use crate::limits::Strict;
 use crate::pages::{Env, Pages};
 use crate::perf_map::PerfMap;
+use crate::sharing::Seat;
 use crate::sites::Site;
 use crate::state::{HOT_BYTES, Path, noted};
 use crate::stats::Stats;
@@ -82,9 +83,11 @@ pub struct Translator {
     pub(crate) shadow: Option<u64>,
     /// A write that waits on the bounce pages.
     pub(crate) bounced: Option<crate::access::Bounced>,
+    /// The place among the engines of the memory.
+    pub(crate) seat: Seat,
     /// Room for a page of code, kept between translations.
     pub(crate) source_bytes: Vec<u8>,
-    cursor: Cursor,
+    pub(crate) cursor: Cursor,
     roots: [Option<Mfn>; 2],
     /// What code was translated for; a place in the list is a number that translated code knows.
     pub(crate) envs: Vec<Env>,
@@ -101,9 +104,20 @@ pub struct Translator {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Go {
     /// Translated code continues where `State::resume` says.
-    Resume,
+    Resume(Entry),
     /// The guest continues at this RIP.
     At(u64),
+}
+
+/// Where translated code is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// A block's start, or one instruction by itself: no address is held from before.
+    Start,
+    /// The middle of a block. The guest could as well continue at the context's RIP.
+    Middle,
+    /// The end of a block, within an instruction that writes nothing more.
+    End,
 }
 
 impl Translator {
@@ -121,6 +135,8 @@ impl Translator {
         };
         let cpu = Cpu::new(host.state_components()).map_err(TranslatorError::Arena)?;
         let emitter = Emitter::new(cpu.layout());
+        let kick = cpu.kick_handle();
+        let seat = Seat::take(&memory, Box::new(move || kick.kick()));
         let mut translator = Self {
             cpu,
             memory,
@@ -145,6 +161,7 @@ impl Translator {
             generation: 0,
             shadow: None,
             bounced: None,
+            seat,
             envs: Vec::new(),
             source_bytes: Vec::new(),
             cursor: Cursor::default(),
@@ -220,7 +237,9 @@ impl Translator {
     /// Runs from the context's RIP until something must be reported; with `single`, one instruction.
     fn drive(&mut self, single: bool) -> Option<Exit> {
         self.prepare();
+        self.seat.begin_run();
         let exit = self.go(single).err();
+        self.seat.end_run();
         self.flags_to_context();
         self.stats.exits += 1;
         exit
@@ -238,10 +257,14 @@ impl Translator {
                 self.cpu.take_kick();
                 return Err(Exit::Interrupted);
             }
-            watch = self.watch(rip, trap, watch)?;
+            let now = self.watch(rip, trap, watch)?;
             self.go_to(rip, first && !self.env.single)?;
             first = false;
-            rip = self.run_until_lookup()?;
+            let Some(next) = self.run_until_lookup()? else {
+                rip = self.cpu.state().context.rip;
+                continue;
+            };
+            (rip, watch) = (next, now);
             self.cpu.state_mut().context.rip = rip;
             self.completed(watch, trap)?;
             if single {
@@ -263,15 +286,23 @@ impl Translator {
         Ok(())
     }
 
-    /// Runs translated code, and what it asks of Rust, until the next instruction must be looked up by address.
-    fn run_until_lookup(&mut self) -> Result<u64, Exit> {
+    /// Runs translated code, and what it asks of Rust, until the next instruction must be looked up by address. `None`
+    /// if it must be because of what other engines did, at the context's RIP: nothing has completed.
+    fn run_until_lookup(&mut self) -> Result<Option<u64>, Exit> {
+        let mut entry = Entry::Start;
         loop {
-            self.cpu.enter();
-            self.stats.leaves += 1;
-            match self.left()? {
-                Go::Resume => {}
-                Go::At(rip) => return Ok(rip),
+            if !self.enter_guest(entry) {
+                self.bounced = None;
+                self.seat.end_write();
+                return Ok(None);
             }
+            self.cpu.enter();
+            self.seat.leave_guest();
+            self.stats.leaves += 1;
+            entry = match self.left()? {
+                Go::Resume(entry) => entry,
+                Go::At(rip) => return Ok(Some(rip)),
+            };
         }
     }
 
@@ -293,9 +324,10 @@ impl Translator {
                 if chain.flags_exact && self.cpu.is_kicked() {
                     return Ok(Go::At(chain.target));
                 }
+                self.catch_up_with_others();
                 let body = self.link(chain)?.body;
                 self.cpu.state_mut().resume = u64::from(body);
-                Ok(Go::Resume)
+                Ok(Go::Resume(Entry::Start))
             }
             Some(Site::Indirect) => self.indirect(),
             Some(Site::Refused { rip, popped }) => Err(self.refuse(rip, popped)),
@@ -305,9 +337,10 @@ impl Translator {
                 if self.cpu.is_kicked() {
                     return Ok(Go::At(rip));
                 }
+                self.catch_up_with_others();
                 let body = self.moved(rip, far, page)?.body;
                 self.cpu.state_mut().resume = u64::from(body);
-                Ok(Go::Resume)
+                Ok(Go::Resume(Entry::Start))
             }
             Some(Site::Enter { rip }) => Ok(Go::At(rip)),
             Some(Site::Pointers { resume }) => {
@@ -341,12 +374,13 @@ impl Translator {
         if self.cpu.is_kicked() {
             return Ok(Go::At(target));
         }
+        self.catch_up_with_others();
         let block = self.block_at(target, Need::Pad)?;
         if let Some(pad) = block.pad {
             self.remember_jump(target, pad);
         }
         self.cpu.state_mut().resume = u64::from(block.body);
-        Ok(Go::Resume)
+        Ok(Go::Resume(Entry::Start))
     }
 
     /// Takes notice of what the core changed in the context.

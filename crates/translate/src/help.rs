@@ -7,7 +7,7 @@ use paravane_engine::{Exception, Exit, Interrupt, SegmentRegister, rflags, vecto
 use crate::access::blame_stack;
 use crate::classify::Helper;
 use crate::emit::Bits;
-use crate::engine::{Go, Translator};
+use crate::engine::{Entry, Go, Translator};
 use crate::operand::{address_width, number};
 use crate::sites::HelperSite;
 use crate::state::Path;
@@ -36,8 +36,10 @@ impl Translator {
                 self.catch_up();
                 let goes_on = site.resume != 0 && self.pages.is_alive(site.page) && !self.cpu.is_kicked();
                 if goes_on {
-                    self.cpu.state_mut().resume = u64::from(site.resume);
-                    return Ok(Go::Resume);
+                    let state = self.cpu.state_mut();
+                    state.resume = u64::from(site.resume);
+                    state.context.rip = instruction.next_ip();
+                    return Ok(Go::Resume(Entry::Middle));
                 }
                 Ok(Go::At(instruction.next_ip()))
             }

@@ -12,6 +12,7 @@
 //! * `engine` is the run loop, `environment` what code may assume in it; `access`, `tlb` and `walk` serve memory; `runs`
 //!   moves much of it; `help`, `branches`, `strings`, `segments`, `system`, `fpu`, `x87` and `elements` perform what is not worth
 //!   emitting.
+//! * `sharing` keeps to the rules among several engines of one memory.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
 //!   happens to each form.
 //! * `verify` proves of each block, in builds with debug assertions, that it keeps to its place.
@@ -64,6 +65,7 @@ mod registers;
 mod reuse;
 mod runs;
 mod segments;
+mod sharing;
 mod signal;
 mod sites;
 mod stack;

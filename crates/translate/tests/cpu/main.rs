@@ -4,6 +4,7 @@
 
 mod branches;
 mod cases;
+mod cross;
 mod faults;
 mod forms;
 mod garbage;
@@ -15,6 +16,7 @@ mod promises;
 mod search;
 mod sequences;
 mod shown_flags;
+mod smc;
 mod stacks;
 mod steps;
 mod strings;
