@@ -343,9 +343,10 @@ impl Translator {
                 Ok(Go::Resume(Entry::Start))
             }
             Some(Site::Enter { rip }) => Ok(Go::At(rip)),
-            Some(Site::Pointers { resume }) => {
+            Some(Site::Pointers { rip, resume }) => {
+                self.cpu.state_mut().context.rip = rip;
                 self.cpu.state_mut().resume = u64::from(resume);
-                Ok(Go::Resume)
+                Ok(Go::Resume(Entry::Middle))
             }
             Some(Site::Helper(helper)) => {
                 self.stats.helpers += 1;

@@ -47,6 +47,8 @@ pub(crate) enum Site {
     Helper(HelperSite),
     /// An instruction that stores where the x87 unit's last one was comes next.
     Pointers {
+        /// Its guest address.
+        rip: u64,
         /// Its code.
         resume: u32,
     },

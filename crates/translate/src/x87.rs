@@ -42,7 +42,7 @@ impl Emitter {
         self.put_flags_away();
         let jump = self.hot.jmp_later();
         let resume = self.hot.here();
-        self.leave_for(jump, Site::Pointers { resume });
+        self.leave_for(jump, Site::Pointers { rip: instruction.ip(), resume });
         self.after_helper();
     }
 }

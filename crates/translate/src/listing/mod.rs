@@ -234,7 +234,7 @@ impl<'a> Listing<'a> {
                 format!("{path:?} of {size} {bytes}{bias}{segment}, then {resume}{aside}{shared}")
             }
             Site::Commit(commit) => format!("commit, then {}", at(commit.resume)),
-            Site::Pointers { resume } => format!("put FIP right, then {}", at(resume)),
+            Site::Pointers { resume, .. } => format!("put FIP right, then {}", at(resume)),
             Site::Helper(helper) if helper.resume == 0 => format!("perform {:?}", helper.helper),
             Site::Helper(helper) => format!("perform {:?}, then {}", helper.helper, at(helper.resume)),
         }
@@ -256,7 +256,7 @@ fn returns(site: &Site) -> Vec<u32> {
     match site {
         Site::Access(access) => vec![access.resume, access.aside],
         Site::Commit(commit) => vec![commit.resume],
-        Site::Pointers { resume } => vec![*resume],
+        Site::Pointers { resume, .. } => vec![*resume],
         Site::Helper(helper) => vec![helper.resume],
         Site::Moved { far, .. } => vec![*far],
         Site::Indirect | Site::Refused { .. } | Site::Chain(_) | Site::Enter { .. } => vec![],

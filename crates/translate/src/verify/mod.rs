@@ -144,7 +144,7 @@ impl Verifier<'_> {
                     }
                 }
                 Site::Commit(commit) => found.push((commit.resume, Return::Committed)),
-                Site::Pointers { resume } => found.push((resume, Return::Afresh)),
+                Site::Pointers { resume, .. } => found.push((resume, Return::Afresh)),
                 Site::Helper(helper) if helper.resume != 0 => {
                     let moves = |piece: &Piece| piece.is_move && piece.instruction.ip() == helper.rip;
                     // Slots outlive moves, whoever performs them, and nothing else that Rust performs.
