@@ -158,11 +158,15 @@ pub(crate) fn sysret(context: &mut VcpuContext, cs: Selector) {
 
 /// One of Xen's flat segments as the CPU caches it.
 pub(crate) fn flat(selector: Selector) -> Segment {
+    usual(selector).unwrap_or_else(|| flat_in_table(selector))
+}
+
+/// The same, if it is one of those that nearly every kernel and program runs on.
+pub(crate) fn usual(selector: Selector) -> Option<Segment> {
     // Each system call and hypercall loads two of these; finding them in the table takes longer than the rest of it.
     static USUAL: LazyLock<[Segment; 3]> =
         LazyLock::new(|| [FLAT_RING3_CS64, FLAT_RING3_SS64, FLAT_RING3_CS32].map(flat_in_table));
-    let usual = USUAL.iter().find(|segment| segment.selector == selector.0);
-    usual.copied().unwrap_or_else(|| flat_in_table(selector))
+    USUAL.iter().find(|segment| segment.selector == selector.0).copied()
 }
 
 fn flat_in_table(selector: Selector) -> Segment {

@@ -2,16 +2,16 @@
 //!
 //! The CPU's own rules apply, with the guest at ring 3: see [`paravane_x86::load`].
 
-use paravane_engine::{LookupFault, Segment, lookup, vector};
+use paravane_engine::{GDT_FRAMES, LookupFault, Segment, lookup, vector};
 use paravane_x86::{
     descriptor::Descriptor,
     load::{LoadFault, Privilege, may_load},
     mode::Mode,
-    segments::SegmentRegister,
+    segments::{FLAT_RING3_CS64, FLAT_RING3_SS64, SegmentRegister},
     selector::{Ring, Selector},
 };
 
-use crate::{domain::Call, frames};
+use crate::{bounce, domain::Call, frames};
 
 /// A selector that cannot be loaded; the fault's error code names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,15 @@ pub(crate) fn load_code_and_stack(
     cs: Selector,
     ss: Selector,
 ) -> Result<(), BadSelector> {
+    // Xen's own page of the GDT holds what it always holds, and IRET to these two is most of what happens here.
+    let own = call.context.descriptors.gdt[GDT_FRAMES - 1].is_some();
+    if let (true, (FLAT_RING3_CS64, FLAT_RING3_SS64), Some(code), Some(stack)) =
+        (own, (cs, ss), bounce::usual(cs), bounce::usual(ss))
+    {
+        *call.context.segment_mut(SegmentRegister::Cs) = code;
+        *call.context.segment_mut(SegmentRegister::Ss) = stack;
+        return Ok(());
+    }
     let code = load(call, cs, SegmentRegister::Cs)?;
     let stack = load(call, ss, SegmentRegister::Ss)?;
     *call.context.segment_mut(SegmentRegister::Cs) = code;

@@ -2,8 +2,8 @@
 //!
 //! Offsets are checked here against the mapping's length, so the functions are safe for any argument. The bytes
 //! are shared with code that the compiler does not see (translated guest code, other processes' vCPUs), hence:
-//! copies are done by an assembly string move, which the compiler must treat as touching memory it knows
-//! nothing about, and words go through atomics.
+//! copies are done by assembly (a string move, or words for short ones), which the compiler must treat as touching
+//! memory it knows nothing about, and words go through atomics.
 #![expect(unsafe_code, reason = "owns the mapping of guest memory and dereferences into it")]
 
 use core::arch::asm;
@@ -67,7 +67,7 @@ impl Mapping {
         let from = self.pointer(offset, into.len())?;
         // SAFETY: source checked above, destination is a live exclusive slice of the same length; the two do not
         // overlap, because nobody holds a Rust slice of the mapping.
-        unsafe { move_bytes(from.as_ptr(), into.as_mut_ptr(), into.len()) };
+        unsafe { move_apart(from.as_ptr(), into.as_mut_ptr(), into.len()) };
         Some(())
     }
 
@@ -75,7 +75,7 @@ impl Mapping {
     pub(crate) fn write(&self, offset: usize, from: &[u8]) -> Option<()> {
         let to = self.pointer(offset, from.len())?;
         // SAFETY: as in `read`, with the roles swapped.
-        unsafe { move_bytes(from.as_ptr(), to.as_ptr(), from.len()) };
+        unsafe { move_apart(from.as_ptr(), to.as_ptr(), from.len()) };
         Some(())
     }
 
@@ -134,6 +134,36 @@ impl Drop for Mapping {
         // SAFETY: the mapping was made by `new` with this length, and no reference into it outlives `self`.
         let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(result.is_ok(), "munmap of a mapping we own");
+    }
+}
+
+/// The longest copy for which eight bytes at a time are faster than the CPU's string move takes to begin.
+const SHORT: usize = 128;
+
+/// As [`move_bytes`], for ranges that do not overlap.
+///
+/// # Safety
+///
+/// Both ranges must be valid for `len` bytes.
+#[inline]
+unsafe fn move_apart(from: *const u8, to: *mut u8, len: usize) {
+    if len > SHORT || !len.is_multiple_of(8) || len == 0 {
+        // SAFETY: as the caller's.
+        unsafe { move_bytes(from, to, len) };
+        return;
+    }
+    // SAFETY: the caller vouches for both ranges, and the length is a multiple of the step.
+    unsafe {
+        asm!(
+            "2:",
+            "mov {word}, [{from} + {at}]",
+            "mov [{to} + {at}], {word}",
+            "add {at}, 8",
+            "cmp {at}, {len}",
+            "jb 2b",
+            word = out(reg) _, at = inout(reg) 0_usize => _, from = in(reg) from, to = in(reg) to, len = in(reg) len,
+            options(nostack)
+        );
     }
 }
 

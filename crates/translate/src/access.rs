@@ -4,6 +4,7 @@ use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, PageFault, vector};
 
 use crate::block::Need;
+use crate::crossings::Crossing;
 use crate::emit::Bits;
 use crate::engine::{Entry, Go, Translator};
 use crate::help::exception_with;
@@ -25,6 +26,11 @@ pub(crate) struct Bounced {
 }
 
 impl Bounced {
+    /// A write across pages that translated code prepared.
+    pub(crate) fn of_crossing(linear: u64, len: usize, pages: [Page; 2]) -> Self {
+        Self { linear, len, at: page_offset(linear).cast_signed(), stack: false, pages: pages.map(Ok) }
+    }
+
     /// Bytes of the access in its first page.
     fn first_part(&self) -> usize {
         self.len.min(PAGE_BYTES - page_offset(self.linear))
@@ -84,6 +90,9 @@ impl Translator {
             (Err(exit), _) | (_, Err(exit)) => return Err(blame_stack(exit, access.stack)),
         };
         if crosses {
+            // The next one need not come here.
+            self.learn(linear, access.path, first);
+            self.learn(self.next_page(linear), access.path, second);
             return Ok(self.bounce(access, linear, [Ok(first), Ok(second)]));
         }
         if access.path == Path::Write
@@ -169,7 +178,7 @@ impl Translator {
     /// An instruction ran on the bounce pages: writes what it left there to guest memory.
     pub(crate) fn commit(&mut self, commit: Commit) -> Result<Go, Exit> {
         self.seat.end_write();
-        if let Some(bounced) = self.bounced.take() {
+        if let Some(bounced) = self.noted_crossing().or_else(|| self.bounced.take()) {
             for index in 0..2 {
                 let Some((page, range)) = bounced.range(index).filter(|(_, range)| !range.is_empty()) else {
                     continue;
@@ -198,6 +207,8 @@ impl Translator {
         let fault = core::mem::take(&mut self.cpu.state_mut().fault);
         let bounced = self.bounced.take();
         self.seat.end_write();
+        // Whatever faulted, a prepared write did not happen.
+        self.cpu.state_mut().walk.crossing = Crossing::default();
         let HostFault { host_rip, vector, pending: _, address } = fault;
         let host = u32::try_from(host_rip).unwrap_or(0);
         let Some(mark) = self.mark_at(host) else {

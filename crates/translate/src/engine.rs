@@ -95,6 +95,8 @@ pub struct Translator {
     pub(crate) current: [Option<(Env, u32)>; 2],
     /// What `env` was last derived from.
     pub(crate) settled: Option<Settled>,
+    /// The same of each mode's `current`.
+    pub(crate) settled_in: [Option<Settled>; 2],
     rules: Option<(u64, u64)>,
     pub(crate) perf_map: Option<PerfMap>,
     host: Host,
@@ -168,6 +170,7 @@ impl Translator {
             roots: [None; 2],
             current: [None; 2],
             settled: None,
+            settled_in: [None; 2],
             rules: None,
             perf_map,
             host,
@@ -188,6 +191,7 @@ impl Translator {
             tlb_refills: walk.refills,
             page_refills: walk.page_checks,
             string_runs: runs.completed,
+            crossings: walk.crossings,
             ..self.stats
         }
     }
@@ -296,6 +300,7 @@ impl Translator {
                 self.seat.end_write();
                 return Ok(None);
             }
+            self.cpu.state_mut().walk.sites = self.emitter.sites.as_ptr() as usize as u64;
             self.cpu.enter();
             self.seat.leave_guest();
             self.stats.leaves += 1;

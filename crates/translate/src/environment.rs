@@ -44,6 +44,18 @@ impl Translator {
             return;
         }
         self.settled = settled;
+        // The mode changed, and in this one all is as it was.
+        let mode = context.mode as usize;
+        if let (true, Some((env, number))) =
+            (settled.is_some() && settled == self.settled_in[mode], self.current[mode])
+        {
+            self.env = env;
+            self.tell_walk(false, number);
+            return;
+        }
+        if !single {
+            self.settled_in[mode] = settled;
+        }
         let based = |register| {
             let segment = context.segment(register);
             segment.base != 0 && segment.attributes.has(SegmentAttributes::PRESENT)

@@ -10,8 +10,8 @@
 //! * `pages` names translated code by linear page and frame; `sites` says why code comes back to Rust.
 //! * `breakpoints` watches what the debug registers name.
 //! * `engine` is the run loop, `environment` what code may assume in it; `access`, `tlb` and `walk` serve memory; `runs`
-//!   moves much of it; `help`, `branches`, `strings`, `segments`, `system`, `fpu`, `x87` and `elements` perform what is not worth
-//!   emitting.
+//!   moves much of it, `crossings` what lies in two pages; `help`, `branches`, `strings`, `segments`, `system`, `fpu`, `x87`
+//!   and `elements` perform what is not worth emitting.
 //! * `sharing` keeps to the rules among several engines of one memory.
 //! * `presence` says which instructions exist, `limits` which segments restrict, and `coverage` puts together what
 //!   happens to each form.
@@ -42,6 +42,7 @@ mod breakpoints;
 mod check;
 mod classify;
 pub mod coverage;
+mod crossings;
 mod elements;
 mod emit;
 mod engine;

@@ -11,9 +11,15 @@ use crate::state::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PageId(pub(crate) u32);
 
-/// Why translated code left.
+/// Where in a [`Site`] the access is, if its first byte is zero.
+pub(crate) const ACCESS: usize = align_of::<Access>();
+
+/// Why translated code left. Translated code itself looks at accesses, hence the layout.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, u8)]
 pub(crate) enum Site {
+    /// A memory access missed the TLB, crosses pages or is a write next to code. The first, and so number zero.
+    Access(Access),
     /// A jump through the jump cache found nothing; the target is in `scratch`.
     Indirect,
     /// A computed branch to an address that is not canonical: undone, and refused.
@@ -39,8 +45,6 @@ pub(crate) enum Site {
         /// The page that the pad belongs to.
         page: PageId,
     },
-    /// A memory access missed the TLB, crosses pages or is a write next to code.
-    Access(Access),
     /// An instruction ran on the bounce pages; its result goes to guest memory.
     Commit(Commit),
     /// An instruction that Rust performs.
@@ -86,6 +90,7 @@ pub(crate) enum ChainKind {
 
 /// A memory access.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct Access {
     /// The guest instruction.
     pub(crate) rip: u64,

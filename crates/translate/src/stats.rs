@@ -27,6 +27,8 @@ pub struct Stats {
     pub overwritten_frames: u64,
     /// TLB entries that translated code filled itself.
     pub tlb_refills: u64,
+    /// Accesses across two pages that translated code prepared itself.
+    pub crossings: u64,
     /// Long runs of REP MOVS and STOS that translated code did itself.
     pub string_runs: u64,
     /// Pages of code that translated code found mapped as before.

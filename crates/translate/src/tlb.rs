@@ -154,7 +154,7 @@ impl Translator {
     }
 
     /// The frame at a host address, if it is guest memory.
-    fn frame_at(&self, host: u64) -> Option<Mfn> {
+    pub(crate) fn frame_at(&self, host: u64) -> Option<Mfn> {
         let first = self.memory.first_frame();
         let base = self.memory.frame_pointer(first)?.as_ptr() as usize as u64;
         let index = host.checked_sub(base)? / PAGE_SIZE;

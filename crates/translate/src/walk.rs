@@ -7,8 +7,8 @@
 //!
 //! A walk here only succeeds when it has nothing to decide: four levels of small pages, ring 3, accessed bits (and
 //! for a write the dirty bit) set already, for a write a frame without code. In every other case, a fault among them, it
-//! undoes itself and leaves to Rust, which walks again and knows all the rules. The same holds for an entry that is in the
-//! TLB already: then the access crosses the page's end.
+//! undoes itself and leaves to Rust, which walks again and knows all the rules. If the entry is in the TLB already, the
+//! access crosses the page's end: see [`crossings`](crate::crossings).
 //!
 //! [`code_walk`] does the same for pages of code. The pad that asks knows which frame its page had and what its code
 //! takes for granted; if that is what is mapped, and the frame's code was not overwritten, its number is made current.
@@ -17,7 +17,9 @@
 use core::arch::naked_asm;
 use core::mem::offset_of;
 
-use crate::state::State;
+use crate::crossings::{Crossing, REACH, cross};
+use crate::sites::{ACCESS, Access, Site};
+use crate::state::{State, bounce, part};
 
 /// What the walk must know, kept current by Rust.
 #[derive(Debug)]
@@ -53,6 +55,12 @@ pub(crate) struct Walk {
     pub(crate) expected_page: u32,
     /// RAX, RCX, RDX, RBX, RSI, RDI of the guest.
     saved: [u64; 6],
+    /// The host address of the first site; Rust tells it on each way in.
+    pub(crate) sites: u64,
+    /// A write that crosses pages.
+    pub(crate) crossing: Crossing,
+    /// Crossings done here.
+    pub(crate) crossings: u64,
     /// TLB entries filled here.
     pub(crate) refills: u64,
     /// Code pages made current here.
@@ -83,6 +91,9 @@ impl Walk {
             expected_frame: 0,
             expected_page: 0,
             saved: [0; 6],
+            sites: 0,
+            crossing: Crossing::default(),
+            crossings: 0,
             refills: 0,
             page_checks: 0,
             entries: [read_walk, write_walk, code_walk].map(|walk| walk as *const () as usize as u64),
@@ -176,20 +187,42 @@ macro_rules! restore {
     };
 }
 
-/// Restores registers and goes back to the address in the upper half of R15; or, from 9, leaves to Rust.
-macro_rules! end {
+/// Restores registers and goes back to the address in the upper half of R15.
+macro_rules! back {
     () => {
-        concat!(
-            restore!(),
-            "
-             mov r14, [r14 + {scratch}]
-             shr r15, 32
-             jmp r15
-           9:
-             ",
-            restore!(),
-            "
-             jmp {leave}"
+        concat!(restore!(), "\nmov r14, [r14 + {scratch}]\nshr r15, 32\njmp r15\n")
+    };
+}
+
+/// From 9: leaves to Rust.
+macro_rules! leave {
+    () => {
+        concat!("9:\n", restore!(), "\njmp {leave}")
+    };
+}
+
+/// Continues at the address in R15 instead.
+macro_rules! go_on {
+    () => {
+        concat!(restore!(), "\nmov r14, [r14 + {scratch}]\njmp r15\n")
+    };
+}
+
+/// The body of a walk that fills a TLB: as [`walk_asm`], with what crossings need.
+macro_rules! data_walk_asm {
+    ($($code:expr),+; $($operands:tt)*) => {
+        walk_asm!(
+            $($code),+;
+            site_bytes = const size_of::<Site>(),
+            sites = const WALK + offset_of!(Walk, sites),
+            shared = const ACCESS + offset_of!(Access, shared),
+            masked = const ACCESS + offset_of!(Access, masked),
+            bias = const ACCESS + offset_of!(Access, bias),
+            size = const ACCESS + offset_of!(Access, size),
+            reach = const REACH,
+            bounce = const part::BOUNCE + bounce::GUARDS * 4096,
+            crossings = const WALK + offset_of!(Walk, crossings),
+            $($operands)*
         )
     };
 }
@@ -224,7 +257,7 @@ macro_rules! fill {
          mov edi, edx
          shl edi, 4
          cmp [rsi + rdi], rcx
-         je 9f
+         je 8f
          mov [rsi + rdi], rcx
          mov [rsi + rdi + 8], rax
          mov rsi, [r14 + {filled}]
@@ -240,7 +273,7 @@ macro_rules! fill {
 /// Not a function: only jumped to, from a stub, with the state's address in R14.
 #[unsafe(naked)]
 pub(crate) unsafe extern "sysv64" fn read_walk() {
-    walk_asm!(
+    data_walk_asm!(
         begin!(),
         // Present, user, accessed.
         level!("39", "0x25"), not_large!(), frame!(),
@@ -251,7 +284,11 @@ pub(crate) unsafe extern "sysv64" fn read_walk() {
          cmp rax, rdi
          jae 9f",
         fill!(),
-        end!();
+        back!(),
+        cross!("", "resume"),
+        go_on!(),
+        leave!();
+        resume = const ACCESS + offset_of!(Access, resume),
         table = const WALK + offset_of!(Walk, tables),
         filled = const WALK + offset_of!(Walk, filled),
         refills = const WALK + offset_of!(Walk, refills),
@@ -265,7 +302,7 @@ pub(crate) unsafe extern "sysv64" fn read_walk() {
 /// As for [`read_walk`].
 #[unsafe(naked)]
 pub(crate) unsafe extern "sysv64" fn write_walk() {
-    walk_asm!(
+    data_walk_asm!(
         begin!(),
         // Present, writable, user, accessed; dirty too at the leaf.
         level!("39", "0x27"), not_large!(), frame!(),
@@ -279,7 +316,20 @@ pub(crate) unsafe extern "sysv64" fn write_walk() {
          cmp qword ptr [rdx + rax*8], 0
          jne 9f",
         fill!(),
-        end!();
+        back!(),
+        cross!(
+            "mov rdx, [r14 + {scratch}]
+             mov [r14 + {crossing}], rdx
+             mov [r14 + {crossing} + 8], rax
+             mov [r14 + {crossing} + 16], rsi
+             mov edx, [rbx + {size}]
+             mov [r14 + {crossing} + 24], edx",
+            "aside"
+        ),
+        go_on!(),
+        leave!();
+        crossing = const WALK + offset_of!(Walk, crossing),
+        aside = const ACCESS + offset_of!(Access, aside),
         lines = const WALK + offset_of!(Walk, lines),
         table = const WALK + offset_of!(Walk, tables) + 8,
         filled = const WALK + offset_of!(Walk, filled) + 8,
@@ -320,7 +370,8 @@ unsafe extern "sysv64" fn code_walk() {
          mov rsi, [r14 + {code_filled}]
          bts qword ptr [rsi], rcx
          inc qword ptr [r14 + {page_checks}]",
-        end!();
+        back!(),
+        leave!();
         expected_frame = const WALK + offset_of!(Walk, expected_frame),
         expected_env = const WALK + offset_of!(Walk, expected_env),
         expected_page = const WALK + offset_of!(Walk, expected_page),

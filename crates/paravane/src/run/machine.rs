@@ -268,6 +268,7 @@ impl Machine {
             ("frames of overwritten code", stats.overwritten_frames),
             ("TLBs emptied", stats.tlb_flushes),
             ("TLB entries filled in place", stats.tlb_refills),
+            ("page crossings in place", stats.crossings),
             ("long string moves in place", stats.string_runs),
             ("pages of code found in place", stats.page_refills),
         ] {
@@ -293,9 +294,13 @@ impl State {
         }
     }
 
-    /// Counts an exit and remembers the engine's statistics.
-    pub(super) fn count_exit(&mut self, exit: &Exit, stats: Stats) {
+    /// Counts an exit.
+    pub(super) fn count_exit(&mut self, exit: &Exit) {
         self.exits.count(exit);
+    }
+
+    /// Remembers the engine's statistics.
+    pub(super) fn remember(&mut self, stats: Stats) {
         self.stats = stats;
     }
 

@@ -27,6 +27,7 @@ pub(super) fn run(machine: &Machine, timer: &Timer, engine: Translator) -> Resul
     log::info!("vCPU 0 starts at {}", machine.symbols.place(runner.engine.context().rip));
     let result = runner.run();
     timer.stop();
+    machine.lock().remember(runner.engine.stats());
     // Whatever ended this thread ends the guest.
     machine.end(Ending::Quit);
     result
@@ -60,7 +61,7 @@ impl Runner<'_> {
                     self.armed = None;
                 }
                 let mut state = self.machine.lock();
-                state.count_exit(&exit, self.engine.stats());
+                state.count_exit(&exit);
                 if state.is_over() {
                     return Ok(());
                 }

@@ -5,6 +5,7 @@
 mod branches;
 mod cases;
 mod cross;
+mod crossings;
 mod faults;
 mod forms;
 mod garbage;
