@@ -15,6 +15,11 @@ use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
+/// Bytes in front of the mapping and behind it that can never be accessed, so that whoever computes a wrong address
+/// near its ends faults instead of reaching what else is mapped there. As long as a large page, so that the
+/// mapping can be made of those.
+const GUARD: usize = 2 << 20;
+
 /// A shared, lazily backed mapping of a whole memfd.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -35,19 +40,33 @@ impl Mapping {
         let fd = rustix::fs::memfd_create(c"paravane-guest", MemfdFlags::CLOEXEC)?;
         let size = u64::try_from(len).map_err(|_overflow| Errno::INVAL)?;
         rustix::fs::ftruncate(&fd, size)?;
+        let whole = len.checked_add(2 * GUARD).ok_or(Errno::NOMEM)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing.
-        let address = unsafe {
-            rustix::mm::mmap(
+        let reserved = unsafe {
+            rustix::mm::mmap_anonymous(
                 core::ptr::null_mut(),
+                whole,
+                ProtFlags::empty(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let start = NonNull::new(reserved.cast::<u8>()).ok_or(Errno::NOMEM)?;
+        // SAFETY: inside what was just reserved.
+        let base = unsafe { start.add(GUARD) };
+        // From here on, dropping it gives everything back.
+        let mapping = Self { fd, base, len };
+        // SAFETY: replaces the middle of what was just reserved, which nobody else knows.
+        unsafe {
+            rustix::mm::mmap(
+                base.as_ptr().cast(),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE,
-                &fd,
+                MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED,
+                &mapping.fd,
                 0,
             )
         }?;
-        let base = NonNull::new(address.cast::<u8>()).ok_or(Errno::NOMEM)?;
-        Ok(Self { fd, base, len })
+        Ok(mapping)
     }
 
     /// The memfd.
@@ -131,8 +150,10 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // SAFETY: `new` reserved as much in front of it.
+        let start = unsafe { self.base.sub(GUARD) };
         // SAFETY: the mapping was made by `new` with this length, and no reference into it outlives `self`.
-        let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        let result = unsafe { rustix::mm::munmap(start.as_ptr().cast(), self.len + 2 * GUARD) };
         debug_assert!(result.is_ok(), "munmap of a mapping we own");
     }
 }

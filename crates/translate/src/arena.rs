@@ -4,6 +4,8 @@
 //! linked by patching jumps in place, and the architecture lets a processor see its own patches without a
 //! serialising instruction only if they are written through the address that is executed (Intel SDM vol. 3A,
 //! "Handling Self- and Cross-Modifying Code"). A host that forbids such mappings refuses [`Arena::new`].
+//!
+//! In front of it and behind it are pages that nobody can access: what computes a wrong address near its ends faults.
 #![expect(unsafe_code, reason = "owns the arena and hands out its parts as references")]
 
 use core::ptr::NonNull;
@@ -39,6 +41,8 @@ unsafe impl Sync for Arena {}
 const LOWEST: usize = 0x100_0000;
 /// One past the highest usable address: displacements are sign-extended from 32 bits.
 const LIMIT: usize = 0x8000_0000;
+/// Bytes on either side that can never be accessed.
+const GUARD: usize = 64 << 10;
 /// Distance between tried addresses.
 const STRIDE: usize = 1 << 20;
 
@@ -48,25 +52,40 @@ impl Arena {
         for address in (LOWEST..LIMIT - part::TOTAL).rev().step_by(STRIDE) {
             let address = address & !(STRIDE - 1);
             // SAFETY: NOREPLACE makes the kernel refuse rather than touch an existing mapping.
-            let mapped = unsafe {
+            let reserved = unsafe {
                 rustix::mm::mmap_anonymous(
-                    core::ptr::without_provenance_mut(address),
-                    part::TOTAL,
-                    ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC,
+                    core::ptr::without_provenance_mut(address - GUARD),
+                    part::TOTAL + 2 * GUARD,
+                    ProtFlags::empty(),
                     MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE,
                 )
             };
-            match mapped {
-                Ok(pointer) => {
-                    let base = NonNull::new(pointer.cast::<u8>()).ok_or(Errno::NOMEM)?;
-                    let low = u32::try_from(address).map_err(|_too_high| Errno::NOMEM)?;
-                    return Ok(Self { base, layout: Layout(low) });
-                }
+            match reserved {
+                Ok(start) => return Self::in_reserved(start.cast(), address),
                 Err(Errno::EXIST) => {}
                 Err(other) => refusal = other,
             }
         }
         Err(refusal)
+    }
+
+    /// Makes the middle of what was reserved accessible.
+    fn in_reserved(start: *mut u8, address: usize) -> Result<Self, Errno> {
+        // SAFETY: inside what was reserved.
+        let base = NonNull::new(unsafe { start.add(GUARD) }).ok_or(Errno::NOMEM)?;
+        let low = u32::try_from(address).map_err(|_too_high| Errno::NOMEM)?;
+        // From here on, dropping it gives everything back.
+        let arena = Self { base, layout: Layout(low) };
+        // SAFETY: replaces the middle of what was just reserved, which nobody else knows.
+        unsafe {
+            rustix::mm::mmap_anonymous(
+                base.as_ptr().cast(),
+                part::TOTAL,
+                ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC,
+                MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED,
+            )
+        }?;
+        Ok(arena)
     }
 
     fn kick_cell(&self) -> &KickCell {
@@ -84,8 +103,10 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length; the last owner is going.
-        let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), part::TOTAL) };
+        // SAFETY: `new` reserved as much in front of it.
+        let start = unsafe { self.base.sub(GUARD) };
+        // SAFETY: reserved by `new` with this length; the last owner is going.
+        let result = unsafe { rustix::mm::munmap(start.as_ptr().cast(), part::TOTAL + 2 * GUARD) };
         debug_assert!(result.is_ok(), "munmap of an arena we own");
     }
 }
@@ -244,5 +265,74 @@ impl Cpu {
         debug_assert!(offset < part::TOTAL);
         // SAFETY: every caller's offset lies inside the mapping.
         unsafe { self.arena.base.as_ptr().add(offset) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use paravane_abi::units::Mfn;
+    use paravane_memory::Memory;
+
+    use super::*;
+    use crate::engine::{Options, Translator};
+
+    /// What becomes of one instruction of translated code that has this address in R14.
+    fn fault_of(translator: &mut Translator, code: [u8; 3], address: u64) -> HostFault {
+        let at = translator.hot_next;
+        // UD2 behind it, so that it ends if there is no fault.
+        translator.cpu.write_code(at, &[code[0], code[1], code[2], 0x0f, 0x0b]);
+        crate::signal::prepare_thread(&mut translator.cpu);
+        let state = translator.cpu.state_mut();
+        state.scratch = address;
+        state.resume = u64::from(at);
+        translator.cpu.enter();
+        core::mem::take(&mut translator.cpu.state_mut().fault)
+    }
+
+    #[test]
+    fn an_access_around_guest_memory_or_the_arena_faults_and_is_caught() {
+        const FRAMES: u64 = 4;
+        // mov [r14], al; mov al, [r14]
+        const CODES: [[u8; 3]; 2] = [[0x41, 0x88, 0x06], [0x41, 0x8a, 0x06]];
+        const NEAR: u64 = GUARD as u64;
+        let memory = Arc::new(Memory::new(Mfn(0x100), FRAMES).expect("a few pages"));
+        let ram = memory.frame_pointer(Mfn(0x100)).expect("the first frame").as_ptr() as usize as u64;
+        let ram_end = ram + FRAMES * 4096;
+        let mut translator = Translator::new(memory, Options::default()).expect("a host that can translate");
+        let arena = u64::from(translator.cpu.layout().0);
+        let arena_end = arena + part::TOTAL as u64;
+        let bounce = u64::from(translator.cpu.layout().bounce());
+        let outside = [
+            ram - 1,
+            ram - NEAR,
+            ram_end,
+            ram_end + NEAR,
+            ram + (1 << 32),
+            arena - 1,
+            arena - NEAR,
+            arena_end,
+            arena_end + NEAR - 1,
+            arena + (1 << 32),
+            bounce - 1,
+            bounce + bounce::BYTES as u64,
+            0,
+            1 << 47,
+            u64::MAX << 47,
+        ];
+        for address in outside {
+            for code in CODES {
+                let fault = fault_of(&mut translator, code, address);
+                // Addresses that are not canonical are #GP.
+                let vector = if address == 1 << 47 { 13 } else { 14 };
+                assert_eq!((fault.pending, fault.vector), (1, vector), "{address:#x}");
+                assert_eq!(fault.host_rip, u64::from(translator.hot_next));
+            }
+        }
+        for address in [ram, ram_end - 1, bounce, bounce + bounce::BYTES as u64 - 1] {
+            for code in CODES {
+                let fault = fault_of(&mut translator, code, address);
+                assert_eq!((fault.pending, fault.vector), (1, 6), "{address:#x}");
+            }
+        }
     }
 }

@@ -89,6 +89,8 @@ enum Return {
     Committed,
     /// After a walk.
     Walked,
+    /// After Rust looked at something: R14 is as it was.
+    Paused,
 }
 
 struct Verifier<'a> {
@@ -144,7 +146,7 @@ impl Verifier<'_> {
                     }
                 }
                 Site::Commit(commit) => found.push((commit.resume, Return::Committed)),
-                Site::Pointers { resume, .. } => found.push((resume, Return::Afresh)),
+                Site::Pointers { resume, .. } => found.push((resume, Return::Paused)),
                 Site::Helper(helper) if helper.resume != 0 => {
                     let moves = |piece: &Piece| piece.is_move && piece.instruction.ip() == helper.rip;
                     // Slots outlive moves, whoever performs them, and nothing else that Rust performs.
@@ -196,6 +198,7 @@ impl Verifier<'_> {
                         self.seen.get(&resume).unwrap_or(&before).clone().with_access(reach)
                     }
                     Return::Committed | Return::Walked => before.without_scratch(),
+                    Return::Paused => before.without_selector(),
                 };
                 flow = Some(known.merged_with(flow));
             }

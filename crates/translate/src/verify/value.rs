@@ -167,6 +167,12 @@ impl Known {
         self.at_jump()
     }
 
+    /// Rust comes back and has kept R14.
+    pub(super) fn without_selector(mut self) -> Self {
+        self.forget(1 << 15);
+        self.at_jump()
+    }
+
     /// Rust comes back with a host address in R14.
     pub(super) fn with_access(self, reach: Reach) -> Self {
         let mut known = self.without_scratch();

@@ -9,6 +9,7 @@ mod crossings;
 mod faults;
 mod forms;
 mod garbage;
+mod hostile;
 mod kicks;
 mod modes;
 mod native;

@@ -297,6 +297,21 @@ impl Machine {
         After { cpu, end, data, stack: real::peek(place(STACK), (STACK_PAGES * PAGE_SIZE) as usize) }
     }
 
+    /// Forbids this process the memory that it has at the guest's addresses, or allows it again.
+    pub(crate) fn hide_native(&self, hide: bool) {
+        for (address, pages, first) in REGIONS {
+            for page in 0..pages {
+                let access = match first {
+                    _ if hide => Access::None,
+                    DATA_FRAME => self.protection[page as usize],
+                    _ => Access::All,
+                };
+                real::protect(address + page * PAGE_SIZE, access);
+                real::protect(low(address) + page * PAGE_SIZE, access);
+            }
+        }
+    }
+
     fn open_all(&self, data: u64) {
         self.protect_natively(data, |_| Access::All);
     }
