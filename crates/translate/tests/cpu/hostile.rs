@@ -103,6 +103,13 @@ impl Patterns {
     }
 }
 
+impl Drop for Patterns {
+    /// Other tests want nothing there.
+    fn drop(&mut self) {
+        MIRRORS.into_iter().for_each(|address| real::unmap(address, MIRROR_PAGES));
+    }
+}
+
 fn pattern(bytes: u64) -> Vec<u8> {
     PATTERN.to_le_bytes().repeat(bytes as usize / 8)
 }

@@ -277,6 +277,14 @@ pub(crate) fn map(address: u64, pages: u64) {
     assert_eq!(mapped as u64, address, "the test's addresses are free");
 }
 
+/// Takes a mapping of the tests away again.
+pub(crate) fn unmap(address: u64, pages: u64) {
+    let start = ptr::without_provenance_mut(address as usize);
+    // SAFETY: mapped by `map`, and used through no reference.
+    let done = unsafe { libc::munmap(start, (pages * PAGE_SIZE) as usize) };
+    assert_eq!(done, 0);
+}
+
 /// What may be done with a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
