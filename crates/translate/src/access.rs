@@ -214,6 +214,7 @@ impl Translator {
         let Some(mark) = self.mark_at(host) else {
             return Ok(Go::At(self.cpu.state().context.rip));
         };
+        let rip = self.rip_of(mark);
         let state = self.cpu.state_mut();
         if let Some(register) = mark.borrowed {
             state.context.gprs[usize::from(register)] = state.spill[1];
@@ -222,7 +223,7 @@ impl Translator {
             // The handler saved the host's flags, but the guest's are where the code had put them.
             state.status = state.kept_status;
         }
-        state.context.rip = mark.rip;
+        state.context.rip = rip;
         self.settle_flags();
         if vector == u64::from(vector::PAGE_FAULT) {
             if let Some(exit) = bounced.and_then(|bounced| self.bounce_fault(bounced, address)) {
@@ -230,7 +231,7 @@ impl Translator {
             }
             if self.cpu.is_kicked() {
                 // A poll's load through the nulled pointer.
-                return Ok(Go::At(mark.rip));
+                return Ok(Go::At(rip));
             }
             // The host could not provide the memory behind a valid translation.
             return Err(Exit::Exception(Exception { vector: vector::MACHINE_CHECK, error_code: None }));
@@ -242,6 +243,12 @@ impl Translator {
             _ => None,
         };
         Err(Exit::Exception(Exception { vector, error_code }))
+    }
+
+    /// The guest address of a mark's instruction.
+    pub(crate) fn rip_of(&self, mark: Mark) -> u64 {
+        let page = self.pages.get(mark.page).map_or(0, |page| page.linear);
+        page + u64::from(mark.offset)
     }
 
     /// What host code in the cache belongs to.

@@ -20,7 +20,7 @@ use crate::flow::{Expected, Pad};
 use crate::help::exception_with;
 use crate::liveness::{ALL, Ahead, Effect};
 use crate::pages::{Block, Env};
-use crate::sites::{Chain, ChainKind, PageId};
+use crate::sites::{Chain, ChainKind, PageId, offset_in_page};
 use crate::state::{COLD_BYTES, HOT_BYTES, code_page_index};
 use crate::status::emit_restore_flags;
 use crate::verify::verify;
@@ -72,8 +72,7 @@ impl Translator {
         }
         let env = self.env;
         let page = self.code_page(rip, env)?;
-        // Fits: an offset in a page.
-        let offset = (rip & (PAGE_SIZE - 1)) as u16;
+        let offset = offset_in_page(rip);
         let found = self.pages.get(page).and_then(|page| page.blocks(need).get(&offset)).copied();
         let mut usable = found.filter(|block| need != Need::Poll || block.polls);
         if let Some(second) = usable.and_then(|block| block.second)
@@ -304,8 +303,7 @@ impl Translator {
         self.emitter.hot.jmp(block.body);
         self.place(chain.target);
         self.emitter.record.entry(kept);
-        // Fits: an offset in a page.
-        let offset = (chain.target & (PAGE_SIZE - 1)) as u16;
+        let offset = offset_in_page(chain.target);
         if let Some(page) = self.pages.get_mut(chain.page) {
             page.blocks_mut(need).insert(offset, Block { kept: Some(kept), ..block });
         }

@@ -15,7 +15,7 @@ use crate::bits::low8;
 use crate::emit::Emitter;
 use crate::recall::Recipe;
 use crate::reuse::Lead;
-use crate::sites::{Access, Commit, Mark, Site};
+use crate::sites::{Access, Commit, Mark, Site, offset_in_page};
 use crate::state::{Path, tlb_index};
 
 /// An access whose cold part is still to be emitted.
@@ -257,7 +257,8 @@ impl Emitter {
             borrowed: None,
             host_flags: false,
             is_x87: false,
-            rip: access.rip,
+            page: self.page,
+            offset: offset_in_page(access.rip),
         });
     }
 }

@@ -14,7 +14,7 @@ use crate::limits::Strict;
 use crate::liveness::{ALL, Ahead, Effect, shows};
 use crate::recall::{Recipe, Recipes};
 use crate::reuse::Share;
-use crate::sites::{HelperSite, Mark, PageId, Site};
+use crate::sites::{HelperSite, Mark, PageId, Site, offset_in_page};
 use crate::state::Layout;
 use crate::stubs::Stubs;
 use crate::verify::Record;
@@ -209,7 +209,9 @@ impl Emitter {
     /// As [`Emitter::mark`], right before the host's form of the guest's instruction.
     pub(crate) fn mark_instruction(&mut self, rip: u64, is_x87: bool) {
         let host = self.hot.here();
-        let mark = Mark { host, borrowed: self.borrowed, host_flags: self.flags_in_host, is_x87, rip };
+        let (page, offset) = (self.page, offset_in_page(rip));
+        let (borrowed, host_flags) = (self.borrowed, self.flags_in_host);
+        let mark = Mark { host, borrowed, host_flags, is_x87, page, offset };
         // A mark holds until the next one, and many instructions are marked before and after their check.
         let known = self
             .hot_marks

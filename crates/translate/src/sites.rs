@@ -3,6 +3,7 @@
 //! Code leaves with the index of a [`Site`] in a register; the site says what was going on and where to continue.
 //! A [`Mark`] maps host instructions back to guest instructions, for faults that the host CPU raises.
 
+use paravane_abi::units::PAGE_SIZE;
 use paravane_engine::SegmentRegister;
 
 use crate::state::Path;
@@ -142,7 +143,8 @@ pub(crate) struct HelperSite {
     pub(crate) page: PageId,
 }
 
-/// The guest instruction that host code from `host` on belongs to.
+/// The guest instruction that host code from `host` on belongs to. There are a few of them for each instruction, so that
+/// their size counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     /// The host address, ascending within a part of the cache.
@@ -153,8 +155,23 @@ pub(crate) struct Mark {
     pub(crate) host_flags: bool,
     /// Whether an x87 instruction starts right here.
     pub(crate) is_x87: bool,
-    /// The guest instruction.
-    pub(crate) rip: u64,
+    /// The page of the guest instruction ...
+    pub(crate) page: PageId,
+    /// ... and where it is in there.
+    pub(crate) offset: u16,
+}
+
+impl Mark {
+    /// Whether it belongs to the instruction at `rip` in a page.
+    pub(crate) fn is_of(&self, rip: u64, page: PageId) -> bool {
+        self.page == page && u64::from(self.offset) == rip & (PAGE_SIZE - 1)
+    }
+}
+
+/// Where in its page an instruction is.
+pub(crate) fn offset_in_page(rip: u64) -> u16 {
+    // Fits.
+    (rip & (PAGE_SIZE - 1)) as u16
 }
 
 /// The mark that covers a host address, in an ascending list.

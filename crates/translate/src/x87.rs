@@ -61,7 +61,8 @@ impl Translator {
         }
         let starts = |mark: &Mark| mark.is_x87 && u64::from(mark.host) == pointer;
         if let Some(mark) = u32::try_from(pointer).ok().and_then(|host| self.mark_at(host)).filter(starts) {
-            self.cpu.state_mut().context.fpu.legacy[FIP].copy_from_slice(&mark.rip.to_le_bytes());
+            let rip = self.rip_of(mark);
+            self.cpu.state_mut().context.fpu.legacy[FIP].copy_from_slice(&rip.to_le_bytes());
         }
     }
 }

@@ -402,7 +402,7 @@ impl Verifier<'_> {
         let (Some(mark), Some(rip)) = (mark, rip) else {
             return Err(self.objection(instruction, "can fault and has no mark"));
         };
-        if mark.rip != rip {
+        if !mark.is_of(rip, emitter.page) {
             return Err(self.objection(instruction, "can fault and has another instruction's mark"));
         }
         let is_whole = |number: u8| {

@@ -11,7 +11,7 @@ use crate::classify::{Class, Helper};
 use crate::emit::{Bits, Conditions, Decoded};
 use crate::limits::Strict;
 use crate::liveness::Effect;
-use crate::sites::{Chain, HelperSite, Mark, PageId};
+use crate::sites::{Chain, HelperSite, Mark, PageId, offset_in_page};
 use crate::state::{Layout, State, tlb_index};
 use crate::walk::Walk;
 
@@ -80,7 +80,8 @@ fn emitted(bytes: &[u8], mark: Option<Option<u8>>) -> Emitter {
             borrowed,
             host_flags: false,
             is_x87: false,
-            rip: RIP,
+            page: emitter.page,
+            offset: offset_in_page(RIP),
         });
     }
     emitter.site(Site::Enter { rip: RIP + 3 });
