@@ -208,7 +208,7 @@ macro_rules! go_on {
     };
 }
 
-/// The body of a walk that fills a TLB: as [`walk_asm`], with what crossings need.
+/// The body of a walk that fills a TLB: as `walk_asm`, with what crossings need.
 macro_rules! data_walk_asm {
     ($($code:expr),+; $($operands:tt)*) => {
         walk_asm!(
