@@ -16,7 +16,10 @@ const IN_THE_TREE: &str = r#"
 root=$1; shift
 mount --rbind /dev "$root/dev" && mount --rbind /proc "$root/proc" || exit 99
 PATH=$PATH:/usr/sbin:/sbin
-exec env -i "$(command -v chroot)" "$root" /bin/bash /witnesses/run.sh "$@"
+# Programs that test signals must not inherit some that are ignored, as those in a guest do not.
+signals=--default-signal
+env $signals true 2>/dev/null || signals=
+exec env $signals -i "$(command -v chroot)" "$root" /bin/bash /witnesses/run.sh "$@"
 "#;
 
 /// All that a run printed of its witnesses.

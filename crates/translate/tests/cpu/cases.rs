@@ -75,7 +75,6 @@ impl Case {
     /// Runs on both sides: how it ended on the CPU, and what differs.
     pub(crate) fn run(&self, machine: &mut Machine) -> (End, Result<(), String>) {
         let (cpu, contents) = self.start(machine);
-        machine.forget_code();
         let (native, translated) = machine.both(&self.code, &cpu, &contents.data, &contents.stack);
         (native.end, compare(&native, &translated))
     }

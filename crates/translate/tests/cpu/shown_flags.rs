@@ -90,7 +90,8 @@ fn a_kick_shows_the_flags_that_the_jump_back_left() {
             }
         });
         let mut seen = Vec::new();
-        for _ in 0..200 {
+        // A kick may come before the loop has begun, or once more before it goes on.
+        while seen.len() < 50 {
             assert_eq!(machine.engine.run(), Exit::Interrupted);
             let context = machine.engine.context();
             if context.gpr(Gpr::Rcx) > 1 {
@@ -101,7 +102,6 @@ fn a_kick_shows_the_flags_that_the_jump_back_left() {
         kicker.join().unwrap();
         machine.engine.kick_handle().kick();
         assert_eq!(machine.engine.run(), Exit::Interrupted);
-        assert!(seen.len() > 20, "loop {number}: {} kicks in the loop", seen.len());
         for (left, right, flags) in seen {
             let mut before = Cpu::plain(CODE);
             (before.gprs[1], before.gprs[2], before.gprs[4]) = (left, right, STACK_TOP);

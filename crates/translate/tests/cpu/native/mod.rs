@@ -258,6 +258,7 @@ impl Machine {
 
     /// Runs `code` on both and returns native, translated.
     pub(crate) fn both(&mut self, code: &[u8], before: &Cpu, data: &[u8], stack: &[u8]) -> (After, After) {
+        self.forget_code();
         (self.native(code, before, data, stack), self.translated(code, before, data, stack))
     }
 
@@ -335,7 +336,7 @@ impl Machine {
     }
 
     /// Puts breakpoints all over the code, on both sides: a program that jumps out of itself would find what another left.
-    pub(crate) fn forget_code(&mut self) {
+    fn forget_code(&self) {
         let traps = [0xcc; (CODE_PAGES * PAGE_SIZE) as usize];
         for address in [CODE, low(CODE)] {
             real::poke(address, &traps);
