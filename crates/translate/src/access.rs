@@ -60,8 +60,20 @@ impl Translator {
         let linear = self.cpu.state().scratch;
         self.cpu.state_mut().context.rip = access.rip;
         if let Some(segment) = access.segment {
-            match self.check_segment(segment, linear, u64::from(access.size), access.path) {
-                Err(exit) if access.masked => return Ok(self.bounce(access, linear, [Err(exit); 2])),
+            let check = |at, len| self.check_segment(segment, at, len, access.path);
+            match check(linear, u64::from(access.size)) {
+                // As below, the CPU knows what comes before the limit, and what is left out.
+                Err(_) if access.masked || access.size >= 16 => {
+                    let len = u64::from(access.size);
+                    let first = len.min(PAGE_SIZE - page_offset(linear) as u64);
+                    let second = self.next_page(linear);
+                    let parts = [check(linear, first), check(second, len - first)];
+                    let pages = [
+                        parts[0].and_then(|()| self.page(linear, access.path)),
+                        parts[1].and_then(|()| self.page(second, access.path)),
+                    ];
+                    return Ok(self.bounce(access, linear, pages));
+                }
                 checked => checked?,
             }
         }
@@ -82,9 +94,9 @@ impl Translator {
         let second = if crosses { self.page(self.next_page(linear), access.path) } else { first };
         let (first, second) = match (first, second) {
             (Ok(first), Ok(second)) => (first, second),
-            // Operands from 16 bytes on may have to be aligned, which the CPU checks first, and masks may leave
-            // nothing to access: the CPU itself is asked.
-            (first, second) if access.masked || size >= 16 => {
+            // Operands from 16 bytes on may have to be aligned, which the CPU checks first, long ones are accessed in
+            // parts, and masks may leave nothing to access: the CPU itself is asked.
+            (first, second) if access.masked || size > 8 => {
                 return Ok(self.bounce(access, linear, [first, second]));
             }
             (Err(exit), _) | (_, Err(exit)) => return Err(blame_stack(exit, access.stack)),

@@ -340,6 +340,7 @@ impl Translator {
                 break;
             }
             if instruction.is_invalid()
+                && decoded.is_empty()
                 && end >= source.len
                 && source.second.is_none()
                 && source.len < MAX_LENGTH

@@ -12,7 +12,7 @@ use crate::help::{Done, exception_with};
 use crate::state::Path;
 
 impl Translator {
-    /// Performs a near branch of 32-bit code. Whatever faults comes before any effect.
+    /// Performs a near branch of 32-bit code. Whatever faults comes before any effect on registers.
     pub(crate) fn near_branch(&mut self, instruction: &Instruction) -> Result<Done, Exit> {
         let size = if instruction.op_code().operand_size() == 16 { 2 } else { 4 };
         #[expect(
@@ -29,14 +29,17 @@ impl Translator {
             _ => instruction.near_branch_target(),
         };
         let (goes, count) = self.goes(instruction);
+        let before = self.stack_pointer();
+        if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
+            self.push_number(instruction.next_ip(), size)?;
+        }
         if goes && target > crate::limits::code_limit(&self.cpu.state().context) {
+            // The return address that was pushed stays in memory.
+            self.set_stack_pointer(before);
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
         if let Some((register, count)) = count {
             self.set(register, count);
-        }
-        if matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) {
-            self.push_number(instruction.next_ip(), size)?;
         }
         if instruction.flow_control() == FlowControl::Return {
             let extra = if instruction.op_count() == 0 { 0 } else { u64::from(instruction.immediate16()) };

@@ -256,6 +256,8 @@ impl Translator {
         if linear & 15 != 0 {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
+        // The last byte is looked at first.
+        self.page((linear + XSAVE_HEADER as u64 - 1) & 0xffff_ffff, path)?;
         let mut area = self.area();
         if saves {
             // The whole image must be writable.
@@ -349,13 +351,16 @@ impl Translator {
         let segment = crate::segments::register(instruction.memory_segment());
         let offset = crate::help::cut(self.get(Register::RDI), address_bytes);
         let linear = self.linear_of(segment, offset);
-        self.check_segment(segment, linear, len as u64, Path::Write)?;
         if len == 8 {
             if area[2] & 0x80 != 0 {
                 return Err(exception(vector::X87));
             }
-            // The whole operand is touched, whatever the mask says, but first the unit becomes MMX's.
+            // First the unit becomes MMX's.
             self.use_mmx();
+        }
+        self.check_segment(segment, linear, len as u64, Path::Write)?;
+        if len == 8 {
+            // The whole operand is touched, whatever the mask says.
             self.pages_for(linear, len, Path::Write)?;
         }
         for index in (0..len).filter(|index| mask[*index] & 0x80 != 0) {

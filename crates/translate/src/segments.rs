@@ -254,16 +254,16 @@ impl Translator {
             (instruction.far_branch_selector(), offset)
         };
         let segment = self.code_segment(selector, false)?;
-        let target = self.target(&segment, offset)?;
+        let before = self.stack_pointer();
         if call {
-            let before = self.stack_pointer();
             let old = u64::from(self.selector(SegmentRegister::Cs));
             self.push_number(old, size)?;
-            if let Err(exit) = self.push_number(instruction.next_ip(), size) {
-                self.set_stack_pointer(before);
-                return Err(exit);
-            }
+            let pushed = self.push_number(instruction.next_ip(), size);
+            pushed.inspect_err(|_| self.set_stack_pointer(before))?;
         }
+        // A target that cannot be leaves what was pushed in memory.
+        let target = self.target(&segment, offset);
+        let target = target.inspect_err(|_| self.set_stack_pointer(before))?;
         *self.cpu.state_mut().context.segment_mut(SegmentRegister::Cs) = segment;
         Ok(Done::Jump(target))
     }
@@ -272,8 +272,8 @@ impl Translator {
     pub(crate) fn far_return(&mut self, instruction: &Instruction) -> Result<Done, Exit> {
         let size = stack_slot(instruction, self.env.bits);
         let size = if instruction.op_code().operand_size() == 0 { 4 } else { size };
+        let selector = low16(self.peek(size as u64, 2)?);
         let offset = self.peek(0, size)?;
-        let selector = low16(self.peek(size as u64, size)?);
         let segment = self.code_segment(selector, true)?;
         let target = self.target(&segment, offset)?;
         let extra = if instruction.op_count() == 0 { 0 } else { u64::from(instruction.immediate16()) };
@@ -293,20 +293,30 @@ impl Translator {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
         let step = size as u64;
+        let flags = self.peek(2 * step, size.min(4))?;
+        let selector = low16(self.peek(step, 2)?);
         let offset = self.peek(0, size)?;
-        let selector = low16(self.peek(step, size)?);
-        let flags = self.peek(2 * step, size)?;
         let segment = self.code_segment(selector, true)?;
-        let target = self.target(&segment, offset)?;
-        match self.env.bits {
+        let target = self.target(&segment, offset);
+        let target = match self.env.bits {
             Bits::B64 => {
+                let stack = low16(self.peek(4 * step, 2)?);
                 let pointer = self.peek(3 * step, size)?;
-                let stack = low16(self.peek(4 * step, size)?);
+                // The stack's segment is checked before the target is.
+                let before = *self.cpu.state().context.segment(SegmentRegister::Ss);
                 self.load_segment(SegmentRegister::Ss, stack)?;
+                let target = target.inspect_err(|_| {
+                    *self.cpu.state_mut().context.segment_mut(SegmentRegister::Ss) = before;
+                })?;
                 self.set(Register::RSP, pointer);
+                target
             }
-            Bits::B32 => self.set_stack_pointer(self.stack_pointer().wrapping_add(3 * step)),
-        }
+            Bits::B32 => {
+                let target = target?;
+                self.set_stack_pointer(self.stack_pointer().wrapping_add(3 * step));
+                target
+            }
+        };
         *self.cpu.state_mut().context.segment_mut(SegmentRegister::Cs) = segment;
         self.set_flags(flags, size);
         Ok(Done::Jump(target))

@@ -1,4 +1,4 @@
-//! Every form of near branch, in 64-bit and 32-bit code, against the real CPU: where it goes, what it pushes and
+//! Every form of near branch, in 64-bit and 32-bit code, also under a limit of CS, against the real CPU: where it goes, what it pushes and
 //! counts, and what it raises when it cannot go there.
 //!
 //! Code, data and stack are made so that wherever a branch leads there is HLT, which the CPU refuses a program: the
@@ -11,6 +11,7 @@ use paravane_abi::units::{PAGE_BYTES, PAGE_SIZE};
 
 use crate::native::random::{Random, registers_for, seed};
 use crate::native::{Bits, CODE, Cpu, DATA, DATA_BYTES, DATA_PAGES, low, machine};
+use crate::segments::LIMITED_CODE;
 use crate::tally::{Contents, Tally};
 
 /// Cases of each form in each kind of code.
@@ -178,6 +179,7 @@ fn prefixes(bits: Bits, random: &mut Random) -> Vec<u8> {
 fn every_near_branch_goes_where_the_cpu_goes() {
     let mut guard = machine();
     let machine = guard.as_mut().unwrap();
+    crate::segments::set_up(machine);
     let mut random = Random(seed() ^ 0xb4a2);
     let mut tally = Tally::default();
     let mut forms = 0;
@@ -195,6 +197,10 @@ fn every_near_branch_goes_where_the_cpu_goes() {
                 before.gprs[1] = random.pick(&COUNTS);
                 before.bases = [8, 16];
                 if bits == Bits::B32 {
+                    if random.one_in(3) {
+                        before.selectors[1] = u64::from(LIMITED_CODE);
+                        before.rip = before.rip.min(code_start + PAGE_SIZE - 120);
+                    }
                     before.gprs[1] &= 0xffff_ffff;
                 }
                 let targets = Targets { bits, is_low, rip: before.rip };
@@ -203,6 +209,8 @@ fn every_near_branch_goes_where_the_cpu_goes() {
                 let mut encoder = Encoder::new(if bits == Bits::B64 { 64 } else { 32 });
                 let at = before.rip + 2 + BEFORE as u64;
                 let in_memory = instruction.op0_kind() == OpKind::Memory;
+                // A shorter displacement would leave bytes behind that run on.
+                let in_memory = in_memory || format!("{code:?}").contains("rel32_32");
                 let prefixes = if in_memory { Vec::new() } else { prefixes(bits, &mut random) };
                 let Ok(_) = encoder.encode(&instruction, at + prefixes.len() as u64) else { continue };
                 let bytes = [prefixes, encoder.take_buffer()].concat();

@@ -90,15 +90,33 @@ impl Forms {
         tally: &mut Tally,
     ) -> bool {
         let Some((bytes, before)) = self.case(machine, code, place) else { return false };
-        let (native, translated) = machine.both(&bytes, &before, &contents.data, &contents.stack);
+        self.run(machine, code, &bytes, &before, contents, tally);
+        true
+    }
+
+    /// Runs a case of a form.
+    pub(crate) fn run(
+        &self,
+        machine: &mut Machine,
+        code: Code,
+        bytes: &[u8],
+        before: &Cpu,
+        contents: &Contents,
+        tally: &mut Tally,
+    ) {
+        let (mut native, mut translated) = machine.both(bytes, before, &contents.data, &contents.stack);
         if native.end != End::Done && format!("{code:?}").contains("askmovdqu") {
             // "Exceptions associated with addressing memory and page faults may still be signaled (implementation
             // dependent)" for bytes that the mask leaves out: Intel SDM vol. 2, "MASKMOVDQU".
-            return true;
+            return;
+        }
+        if is_of_state(code) {
+            // In which order XSAVE and its relatives access the parts of their area is documented nowhere.
+            forget_place(&mut native.end);
+            forget_place(&mut translated.end);
         }
         let outcome = compare(&native, &translated).map_err(|why| format!("{bytes:02x?}: {why}"));
-        tally.note(&format!("{code:?} {:?}", place.bits), native.end, outcome);
-        true
+        tally.note(&format!("{code:?} {:?}", before.bits()), native.end, outcome);
     }
 
     pub(crate) fn contents(&mut self) -> Contents {
@@ -147,6 +165,20 @@ fn edges(gprs: &mut [u64; 16], is_low: bool, random: &mut Random) {
             let distance = random.pick(&[0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 100]);
             *gpr = border - distance;
         }
+    }
+}
+
+/// Whether a form saves or restores extended state.
+fn is_of_state(code: Code) -> bool {
+    let name = format!("{code:?}");
+    name.starts_with("Xsave") || name.starts_with("Xrstor")
+}
+
+/// Takes from a page fault which of several pages it names.
+fn forget_place(end: &mut End) {
+    if let End::Fault { vector: 14, error, address, .. } = end {
+        *error &= !1;
+        *address = 0;
     }
 }
 

@@ -16,6 +16,7 @@ mod native;
 mod programs;
 mod promises;
 mod search;
+mod segments;
 mod sequences;
 mod shown_flags;
 mod smc;

@@ -49,6 +49,16 @@ impl Tally {
         }
     }
 
+    /// Says more about the first difference of a kind.
+    pub(crate) fn explain(&mut self, kind: &str, more: &str) {
+        if let Some(why) = self.failures.get_mut(kind)
+            && !why.contains('\n')
+        {
+            why.push_str("\n    ");
+            why.push_str(more);
+        }
+    }
+
     /// Fails if anything differed.
     pub(crate) fn finish(self) {
         println!("{} cases, {} of them faulted on both sides", self.cases, self.faults);

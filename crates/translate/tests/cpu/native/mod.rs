@@ -67,7 +67,7 @@ pub(crate) enum Bits {
 }
 
 /// The address of the same memory below 4 GiB.
-pub(crate) fn low(address: u64) -> u64 {
+pub(crate) const fn low(address: u64) -> u64 {
     address - LOW_DISTANCE
 }
 
@@ -165,7 +165,7 @@ const GDT_FRAME: u64 = 32;
 const LDT_FRAME: u64 = 33;
 const TABLES: u64 = 64;
 /// Entries of the LDT.
-const LDT_ENTRIES: u16 = 16;
+pub(crate) const LDT_ENTRIES: u16 = 16;
 
 /// Mapped addresses: first, pages, first frame.
 const REGIONS: [(u64, u64, u64); 3] =
@@ -221,6 +221,17 @@ impl Machine {
             real::protect(address, access);
             self.map(address, frame(DATA_FRAME + page as u64), flags);
             self.engine.flush_tlb(TlbFlush::Page(GuestVirt(address)));
+        }
+    }
+
+    /// Sets up the LDT on both sides.
+    pub(crate) fn set_ldt(&mut self, segments: &[real::UserSegment]) {
+        for segment in segments {
+            real::set_ldt(segment);
+        }
+        for (index, descriptor) in (0..).zip(real::ldt::<{ LDT_ENTRIES as usize }>()) {
+            let at = MachAddr(frame(LDT_FRAME).0 * PAGE_SIZE + 8 * index);
+            self.memory.store_u64(at, descriptor).unwrap();
         }
     }
 

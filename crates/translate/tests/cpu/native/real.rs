@@ -340,3 +340,23 @@ pub(crate) fn peek(address: u64, len: usize) -> Vec<u8> {
     // SAFETY: the tests' own mappings.
     unsafe { core::slice::from_raw_parts(from, len) }.to_vec()
 }
+
+/// A segment as modify_ldt(2) takes it: entry, base, limit, flags.
+pub(crate) type UserSegment = [u32; 4];
+
+/// Sets an entry of this process's LDT.
+pub(crate) fn set_ldt(segment: &UserSegment) {
+    const WRITE: i32 = 0x11;
+    // SAFETY: the kernel reads the 16 bytes of a `user_desc`.
+    let set = unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, segment.as_ptr(), size_of_val(segment)) };
+    assert_eq!(set, 0, "the host's kernel lets programs set up an LDT");
+}
+
+/// This process's LDT, as the CPU sees it.
+pub(crate) fn ldt<const ENTRIES: usize>() -> [u64; ENTRIES] {
+    const READ: i32 = 0;
+    let mut entries = [0_u64; ENTRIES];
+    // SAFETY: the kernel writes no more than the array's bytes.
+    unsafe { libc::syscall(libc::SYS_modify_ldt, READ, entries.as_mut_ptr(), size_of_val(&entries)) };
+    entries
+}
