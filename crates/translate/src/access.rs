@@ -4,6 +4,7 @@ use paravane_abi::units::{GuestVirt, MachAddr, PAGE_BYTES, PAGE_SIZE};
 use paravane_engine::{Exception, Exit, PageFault, vector};
 
 use crate::block::Need;
+use crate::check::alignment;
 use crate::crossings::Crossing;
 use crate::emit::Bits;
 use crate::engine::{Entry, Go, Translator};
@@ -81,12 +82,7 @@ impl Translator {
             self.canonical_to_its_end(linear, access.size as usize)
                 .map_err(|exit| blame_stack(exit, access.stack))?;
         }
-        let misaligned = self.env.aligned
-            && matches!(access.size, 2 | 4 | 8)
-            && linear & (u64::from(access.size) - 1) != 0;
-        if misaligned {
-            return Err(Exit::Exception(Exception { vector: vector::ALIGNMENT, error_code: Some(0) }));
-        }
+        self.check_alignment(linear, u64::from(access.size))?;
         let size = access.size as usize;
         let offset = page_offset(linear);
         let crosses = offset + size > PAGE_BYTES;
@@ -320,8 +316,16 @@ impl Translator {
         Ok([first, second])
     }
 
+    /// Checks an address against EFLAGS.AC. That comes before any page is looked at, too.
+    pub(crate) fn check_alignment(&self, linear: u64, size: u64) -> Result<(), Exit> {
+        if self.env.aligned && !linear.is_multiple_of(alignment(size)) {
+            return Err(exception_with(vector::ALIGNMENT, 0));
+        }
+        Ok(())
+    }
+
     /// Checks that the end of an operand is canonical: that comes before any page is looked at.
-    fn canonical_to_its_end(&self, linear: u64, len: usize) -> Result<(), Exit> {
+    pub(crate) fn canonical_to_its_end(&self, linear: u64, len: usize) -> Result<(), Exit> {
         let last = linear.wrapping_add(len.saturating_sub(1) as u64);
         if self.env.bits == Bits::B64 && !GuestVirt(last).is_canonical() {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));

@@ -132,14 +132,15 @@ impl Emitter {
         offset.cast_signed()
     }
 
-    /// With EFLAGS.AC, misaligned scalars take the cold path, where Rust raises #AC.
+    /// With EFLAGS.AC, misaligned operands take the cold path, where Rust raises #AC.
     fn alignment_check(&mut self, size: u32) -> Option<Rel32> {
-        if !self.conditions.aligned || !matches!(size, 2 | 4 | 8) {
+        let alignment = alignment(u64::from(size));
+        if !self.conditions.aligned || alignment == 1 {
             return None;
         }
-        // test r14b, size - 1
+        // test r14b, alignment - 1
         self.hot.put(&[0x41, 0xf6, 0xc6]);
-        self.hot.put(&[low8(u64::from(size - 1))]);
+        self.hot.put(&[low8(alignment - 1)]);
         Some(self.hot.jcc_later(cond::NOT_EQUAL))
     }
 
@@ -260,5 +261,17 @@ impl Emitter {
             page: self.page,
             offset: offset_in_page(access.rip),
         });
+    }
+}
+
+/// What the address of an operand of some bytes must be a multiple of while EFLAGS.AC is set: numbers, far pointers, and
+/// the environments of the x87 unit. Intel SDM vol. 3A, "Alignment Check Exception (#AC)".
+pub(crate) fn alignment(size: u64) -> u64 {
+    match size {
+        2 | 4 | 8 => size,
+        6 | 28 | 108 => 4,
+        10 => 8,
+        14 | 94 => 2,
+        _ => 1,
     }
 }

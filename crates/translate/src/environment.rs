@@ -31,7 +31,7 @@ impl Translator {
         let context = &self.cpu.state().context;
         let is_64_bit = context.is_64_bit();
         let task_switched = context.task_switched;
-        let aligned = context.rflags & rflags::AC != 0;
+        let aligned = context.rflags & rflags::AC != 0 && context.cpl() == 3;
         // Segments matter to 32-bit code only, and most exits change nothing at all.
         let settled = (is_64_bit && !single).then(|| Settled {
             mode: context.mode,

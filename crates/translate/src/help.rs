@@ -161,16 +161,37 @@ impl Translator {
 
     /// The linear address of an explicit memory operand of `size` bytes, checked against its segment.
     pub(crate) fn checked(&self, instruction: &Instruction, size: usize, path: Path) -> Result<u64, Exit> {
+        let linear = self.checked_pair(instruction, size, path)?;
+        self.check_alignment(linear, size as u64)?;
+        Ok(linear)
+    }
+
+    /// The same for an operand of `size` bytes in all that is no number and is aligned as its parts are.
+    pub(crate) fn checked_pair(
+        &self,
+        instruction: &Instruction,
+        size: usize,
+        path: Path,
+    ) -> Result<u64, Exit> {
         let linear = self.linear(instruction);
         let segment = crate::segments::register(instruction.memory_segment());
         self.check_segment(segment, linear, size as u64, path)?;
+        let stack = crate::operand::uses_stack_segment(instruction);
+        self.canonical_to_its_end(linear, size).map_err(|exit| blame_stack(exit, stack))?;
         Ok(linear)
+    }
+
+    /// Checks a stack slot.
+    fn check_slot(&self, linear: u64, size: usize, path: Path) -> Result<(), Exit> {
+        self.check_segment(SegmentRegister::Ss, linear, size as u64, path)?;
+        self.canonical_to_its_end(linear, size).map_err(|exit| blame_stack(exit, true))?;
+        self.check_alignment(linear, size as u64)
     }
 
     /// Reads a stack slot, `offset` bytes above the stack pointer.
     pub(crate) fn peek(&mut self, offset: u64, size: usize) -> Result<u64, Exit> {
         let linear = self.stack_linear(self.stack_pointer().wrapping_add(offset));
-        self.check_segment(SegmentRegister::Ss, linear, size as u64, Path::Read)?;
+        self.check_slot(linear, size, Path::Read)?;
         self.read_number(linear, size).map_err(|exit| blame_stack(exit, true))
     }
 
@@ -178,7 +199,7 @@ impl Translator {
     pub(crate) fn push_number(&mut self, value: u64, size: usize) -> Result<(), Exit> {
         let pointer = self.stack_pointer().wrapping_sub(size as u64);
         let linear = self.stack_linear(pointer);
-        self.check_segment(SegmentRegister::Ss, linear, size as u64, Path::Write)?;
+        self.check_slot(linear, size, Path::Write)?;
         self.write_number(linear, size, value).map_err(|exit| blame_stack(exit, true))?;
         self.set_stack_pointer(pointer);
         Ok(())
@@ -214,7 +235,7 @@ impl Translator {
         self.store_slot(at, base, size)?;
         for index in 1..level {
             let from = self.stack_linear(base.wrapping_sub(step * index));
-            self.check_segment(SegmentRegister::Ss, from, step, Path::Read)?;
+            self.check_slot(from, size, Path::Read)?;
             let outer = self.read_number(from, size).map_err(|exit| blame_stack(exit, true))?;
             at = at.wrapping_sub(step);
             self.store_slot(at, outer, size)?;
@@ -226,7 +247,7 @@ impl Translator {
         // The processor checks that the new top of the stack could be written.
         let top = at.wrapping_sub(frame_bytes);
         let linear = self.stack_linear(top);
-        self.check_segment(SegmentRegister::Ss, linear, step, Path::Write)?;
+        self.check_slot(linear, size, Path::Write)?;
         self.pages_for(linear, size, Path::Write).map_err(|exit| blame_stack(exit, true))?;
         self.set(if size == 2 { Register::BP } else { Register::RBP }, self.cut_stack(frame));
         self.set_stack_pointer(top);
@@ -235,7 +256,7 @@ impl Translator {
 
     fn store_slot(&mut self, pointer: u64, value: u64, size: usize) -> Result<(), Exit> {
         let linear = self.stack_linear(pointer);
-        self.check_segment(SegmentRegister::Ss, linear, size as u64, Path::Write)?;
+        self.check_slot(linear, size, Path::Write)?;
         self.write_number(linear, size, value).map_err(|exit| blame_stack(exit, true))
     }
 
@@ -307,7 +328,8 @@ impl Translator {
             return Err(Exit::SoftwareInterrupt(Interrupt { vector: vector::OVERFLOW, next_rip }));
         }
         let size = instruction.op0_register().size();
-        let linear = self.checked(instruction, 2 * size, Path::Read)?;
+        let linear = self.checked_pair(instruction, 2 * size, Path::Read)?;
+        self.check_alignment(linear, size as u64)?;
         let low = sign_extend(self.read_number(linear, size)?, size);
         let high = sign_extend(self.read_number(linear.wrapping_add(size as u64), size)?, size);
         let index = sign_extend(self.get(instruction.op0_register()), size);

@@ -106,12 +106,19 @@ impl Translator {
             _ => SegmentRegister::Ds,
         };
         let size = instruction.op0_register().size();
-        let linear = self.checked(instruction, size + 2, Path::Read)?;
+        let linear = self.far_pointer(instruction, size)?;
         let offset = self.read_number(linear, size)?;
         let selector = self.read_number(linear.wrapping_add(size as u64), 2)?;
         self.load_segment(target, low16(selector))?;
         self.set(instruction.op0_register(), offset);
         Ok(())
+    }
+
+    /// The linear address of a far pointer in memory. One of 32 bits is aligned as two words.
+    fn far_pointer(&self, instruction: &Instruction, size: usize) -> Result<u64, Exit> {
+        let linear = self.checked_pair(instruction, size + 2, Path::Read)?;
+        self.check_alignment(linear, if size == 2 { 2 } else { size as u64 + 2 })?;
+        Ok(linear)
     }
 
     fn selector(&self, which: SegmentRegister) -> u16 {
@@ -242,7 +249,7 @@ impl Translator {
             _ => 4,
         };
         let (selector, offset) = if instruction.op0_kind() == OpKind::Memory {
-            let linear = self.checked(instruction, size + 2, Path::Read)?;
+            let linear = self.far_pointer(instruction, size)?;
             let offset = self.read_number(linear, size)?;
             (low16(self.read_number(linear.wrapping_add(size as u64), 2)?), offset)
         } else {

@@ -149,6 +149,8 @@ impl Translator {
         path: Path,
     ) -> Result<(), Exit> {
         self.check_segment(segment, address, size as u64, path)?;
+        self.canonical_to_its_end(address, size)?;
+        self.check_alignment(address, size as u64)?;
         self.pages_for(address, size, path).map(|_pages| ())
     }
 

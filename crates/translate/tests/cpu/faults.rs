@@ -6,6 +6,7 @@ use crate::native::random::{Random, seed};
 use crate::native::real::Access;
 use crate::native::{Bits, Machine, machine};
 use crate::tally::Tally;
+use iced_x86::Code;
 
 /// What every data page allows: holes and read-only pages beside ordinary ones.
 const PAGES: [Access; 8] = [
@@ -33,7 +34,7 @@ fn check_all(aligned: bool, rounds: usize) -> u64 {
     let mut tally = Tally::default();
     let contents = forms.contents();
     protect(machine, &PAGES);
-    for code in self::forms() {
+    for code in self::forms().filter(|code| !aligned || has_a_simple_operand(*code)) {
         for bits in [Bits::B64, Bits::B32] {
             let place = Place { bits, is_low: true, edges: true, aligned };
             for _ in 0..rounds {
@@ -47,8 +48,29 @@ fn check_all(aligned: bool, rounds: usize) -> u64 {
     faults
 }
 
+/// Whether EFLAGS.AC looks at a form's operand as a whole, and before anything else: not at vectors of which some
+/// elements are left out or repeated, at saved state, whose own alignment the processor may check first, at what the
+/// x87 unit only stores if that raises nothing, or at MMX registers, whose stores change the unit first.
+fn has_a_simple_operand(code: Code) -> bool {
+    const OTHERS: [&str; 11] = [
+        "EVEX", "Vpgather", "Vgather", "Xsave", "Xrstor", "Fxsave", "Fxrstor", "askmov", "Vcvtp", "Fst",
+        "Fist",
+    ];
+    let name = format!("{code:?}");
+    if name.ends_with("_mm") && name.starts_with("Mov") {
+        return false;
+    }
+    !OTHERS.iter().any(|other| name.contains(other))
+}
+
 #[test]
 fn every_form_faults_as_the_cpu_does() {
     let faults = check_all(false, 4);
+    assert!(faults > 1000, "only {faults} cases faulted");
+}
+
+#[test]
+fn every_form_checks_alignment_as_the_cpu_does() {
+    let faults = check_all(true, 4);
     assert!(faults > 1000, "only {faults} cases faulted");
 }

@@ -13,6 +13,8 @@ use iced_x86::{
 };
 use paravane_abi::units::PAGE_SIZE;
 
+use paravane_engine::rflags;
+
 use crate::cases::Case;
 use crate::native::generate::{instance, is_incomparable};
 use crate::native::random::{Random, registers_for, seed};
@@ -456,16 +458,17 @@ impl<'a> Builder<'a> {
         saved.iter().rev().for_each(|register| self.pop(*register));
     }
 
-    /// Flags that are pushed and popped, or loaded: direction and identification too.
+    /// Flags that are pushed and popped, or loaded: direction, alignment and identification too.
     fn flags(&mut self) {
-        const LOADED: u64 = 0x20_0cd5;
+        const LOADED: u64 = 0x24_0cd5;
         if self.random.one_in(2) {
             self.add(Ok(Instruction::with(self.pick(Code::Pushfq, Code::Pushfd))));
             let register = self.free();
             self.pop(register);
             self.push(register);
         } else {
-            let value = self.random.next() & LOADED;
+            let kept = if self.random.one_in(3) { u64::MAX } else { !rflags::AC };
+            let value = self.random.next() & LOADED & kept;
             self.add(Instruction::with1(self.pick(Code::Pushq_imm32, Code::Pushd_imm32), value as i32));
         }
         self.add(Ok(Instruction::with(self.pick(Code::Popfq, Code::Popfd))));
