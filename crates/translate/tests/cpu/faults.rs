@@ -52,9 +52,9 @@ fn check_all(aligned: bool, rounds: usize) -> u64 {
 /// elements are left out or repeated, at saved state, whose own alignment the processor may check first, at what the
 /// x87 unit only stores if that raises nothing, or at MMX registers, whose stores change the unit first.
 fn has_a_simple_operand(code: Code) -> bool {
-    const OTHERS: [&str; 11] = [
+    const OTHERS: [&str; 12] = [
         "EVEX", "Vpgather", "Vgather", "Xsave", "Xrstor", "Fxsave", "Fxrstor", "askmov", "Vcvtp", "Fst",
-        "Fist",
+        "Fist", "Fbst",
     ];
     let name = format!("{code:?}");
     if name.ends_with("_mm") && name.starts_with("Mov") {

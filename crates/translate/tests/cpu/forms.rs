@@ -64,7 +64,12 @@ impl Forms {
             before.gprs.iter_mut().for_each(|gpr| *gpr &= 0xffff_ffff);
         }
         let instruction = instance(code, &before, &mut self.random)?;
-        if is_incomparable(&instruction) || (place.edges && !accesses_memory(&instruction)) {
+        // Below 4 GiB a bit's number reaches what this process has there beside the tests' pages.
+        let wanders = place.is_low
+            && format!("{code:?}").starts_with("Bt")
+            && instruction.op0_kind() == OpKind::Memory
+            && instruction.op1_kind() == OpKind::Register;
+        if wanders || is_incomparable(&instruction) || (place.edges && !accesses_memory(&instruction)) {
             return None;
         }
         let mut encoder = Encoder::new(if place.bits == Bits::B64 { 64 } else { 32 });

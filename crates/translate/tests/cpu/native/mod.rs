@@ -244,6 +244,8 @@ impl Machine {
         context.rip = cpu.rip;
         context.rflags = cpu.flags | rflags::IF;
         context.kernel_root = frame(TABLES);
+        // Whatever another test left.
+        context.task_switched = false;
         context.xcr0 = xcr0;
         context.cr4.0 = 1 << 18 | 1 << 16;
         context.descriptors.gdt[0] = Some(frame(GDT_FRAME));
