@@ -6,6 +6,7 @@ mod branches;
 mod cases;
 mod cross;
 mod crossings;
+mod evictions;
 mod faults;
 mod forms;
 mod garbage;
