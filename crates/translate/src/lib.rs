@@ -24,18 +24,7 @@
 //! RSP too is the guest's: translated code has no host stack. Vector and x87 registers are the guest's; they are
 //! saved (XSAVEOPT) whenever Rust runs. The direction flag and flags above bit 11 live in memory.
 //!
-//! # What is not exact
-//!
-//! * The x87 unit's data pointer (FDP) is the host's on processors that still keep it for every instruction.
-//! * 16-bit code segments run as 32-bit ones.
-//! * A stack segment whose B bit is clear uses ESP, not SP.
-//! * With EFLAGS.AC set, which operands must be aligned is known of integer, string, stack, x87 and most vector
-//!   instructions only: masked ones, broadcasts, conversions of half-precision numbers, MMX stores and x87 stores that an
-//!   unmasked exception prevents are checked as wholes; XSAVE and its relatives raise #GP before #AC; frames of IRETQ
-//!   that are not aligned fault at their first word.
-//! * CLFLUSH, CLFLUSHOPT and CLWB of an address in a code segment that cannot be read fault.
-//! * How far an instruction got whose fault lies in the middle of it (gathers, ENTER, flags that are undefined in
-//!   the manuals) is as on Intel's processors, which the tests compare with.
+//! What is not exact is listed in [`coverage::INEXACT`], and so in docs/translator-coverage.md.
 
 mod access;
 mod ahead;

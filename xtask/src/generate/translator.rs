@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use paravane_translate::coverage::{Row, Treatment, coverage, host_features};
+use paravane_translate::coverage::{INEXACT, Row, Treatment, coverage, host_features};
 
 const HEAD: &str = "\
 <!-- Written by `cargo xtask generate` from the tables in crates/translate. Do not edit. -->
@@ -29,7 +29,16 @@ pub(super) fn page() -> String {
         page.push('\n');
     }
     features(&mut page);
+    inexact(&mut page);
     page
+}
+
+/// What a guest may find to differ from a CPU.
+fn inexact(page: &mut String) {
+    page.push_str("\n## Not exact\n\nWhere a guest can see something else than on a CPU:\n\n");
+    for item in INEXACT {
+        writeln!(page, "- {item}").expect("a string takes all text");
+    }
 }
 
 fn heading(treatment: Treatment) -> (String, &'static str) {
