@@ -96,13 +96,14 @@ impl Translator {
         mask: u64,
         only_in_use: bool,
     ) -> Result<(), Exit> {
-        let components = self.components(mask);
-        let len = components.iter().map(|c| c.offset + c.size).fold(XSAVE_HEADER + 64, usize::max);
-        let mut image = [0; FPU_AREA_BYTES];
-        self.read_state_image(linear, &mut image[..len], Path::Write)?;
         let area = self.area();
         let in_use = self.in_use(&area);
         let saved = if only_in_use { mask & in_use } else { mask };
+        // What is not saved need not be there.
+        let components = self.components(saved);
+        let len = components.iter().map(|c| c.offset + c.size).fold(XSAVE_HEADER + 64, usize::max);
+        let mut image = [0; FPU_AREA_BYTES];
+        self.read_state_image(linear, &mut image[..len], Path::Write)?;
         copy_legacy(&mut image, &area, saved, in_use, self.xmm());
         if saved & 1 != 0 && !is_wide(instruction) {
             cut_pointers(&mut image);
@@ -110,7 +111,7 @@ impl Translator {
         if mask & USES_MXCSR != 0 {
             image[MXCSR].copy_from_slice(&area[MXCSR]);
         }
-        for component in components.iter().filter(|component| saved & component.bit != 0) {
+        for component in &components {
             let range = component.offset..component.offset + self.reach(component);
             if in_use & component.bit == 0 {
                 image[range].fill(0);
@@ -125,10 +126,6 @@ impl Translator {
     }
 
     fn save_compacted(&mut self, instruction: &Instruction, linear: u64, mask: u64) -> Result<(), Exit> {
-        let components = self.components(mask);
-        let len = compacted_end(&components);
-        let mut image = [0; FPU_AREA_BYTES];
-        self.read_state_image(linear, &mut image[..len], Path::Write)?;
         let area = self.area();
         let mut in_use = self.in_use(&area);
         // MXCSR counts as SSE state here.
@@ -136,6 +133,16 @@ impl Translator {
             in_use |= 2;
         }
         let saved = mask & in_use;
+        // Places follow from what is asked for, but what is not saved need not be there.
+        let components = self.components(mask);
+        let places: Vec<(Component, usize)> =
+            compacted(&components).filter(|(component, _)| saved & component.bit != 0).collect();
+        let end = |(component, at): &(Component, usize)| at + component.size;
+        let len = places.iter().map(end).fold(XSAVE_HEADER + 64, usize::max);
+        let start = if saved & LEGACY == 0 { XSAVE_HEADER } else { 0 };
+        let linear = linear.wrapping_add(start as u64);
+        let mut image = [0; FPU_AREA_BYTES];
+        self.read_state_image(linear, &mut image[start..len], Path::Write)?;
         copy_legacy(&mut image, &area, saved, in_use, self.xmm());
         if saved & 1 != 0 && !is_wide(instruction) {
             cut_pointers(&mut image);
@@ -143,15 +150,13 @@ impl Translator {
         if saved & 2 != 0 {
             image[MXCSR].copy_from_slice(&area[MXCSR]);
         }
-        for (component, at) in compacted(&components) {
-            if saved & component.bit != 0 {
-                let len = self.reach(&component);
-                image[at..at + len].copy_from_slice(&area[component.offset..component.offset + len]);
-            }
+        for (component, at) in places {
+            let len = self.reach(&component);
+            image[at..at + len].copy_from_slice(&area[component.offset..component.offset + len]);
         }
         image[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&saved.to_le_bytes());
         image[XSAVE_HEADER + 8..XSAVE_HEADER + 16].copy_from_slice(&(mask | COMPACTED).to_le_bytes());
-        self.write_state_image(linear, &image[..len])
+        self.write_state_image(linear, &image[start..len])
     }
 
     fn restore(&mut self, instruction: &Instruction, linear: u64, mask: u64) -> Result<(), Exit> {
@@ -252,10 +257,11 @@ impl Translator {
         let bytes = self.xmm().end;
         let saves = instruction.mnemonic() == Mnemonic::Fxsave;
         let path = if saves { Path::Write } else { Path::Read };
-        let linear = self.checked(instruction, XSAVE_HEADER, path)?;
-        if linear & 15 != 0 {
+        // The segment must have the first byte, then the alignment counts, then the segment's limit.
+        if self.checked(instruction, 1, path)? & 15 != 0 {
             return Err(exception_with(vector::GENERAL_PROTECTION, 0));
         }
+        let linear = self.checked(instruction, XSAVE_HEADER, path)?;
         // The last byte is looked at first.
         self.page((linear + XSAVE_HEADER as u64 - 1) & 0xffff_ffff, path)?;
         let mut area = self.area();
@@ -404,10 +410,6 @@ fn compacted(components: &[Component]) -> impl Iterator<Item = (Component, usize
         *next = at + component.size;
         Some((*component, at))
     })
-}
-
-fn compacted_end(components: &[Component]) -> usize {
-    compacted(components).map(|(component, at)| at + component.size).fold(XSAVE_HEADER + 64, usize::max)
 }
 
 /// In the forms without REX.W, instruction and data pointers have 32 bits and selectors, which today's processors

@@ -331,9 +331,13 @@ impl Translator {
         let linear = self.checked_pair(instruction, 2 * size, Path::Read)?;
         self.check_alignment(linear, size as u64)?;
         let low = sign_extend(self.read_number(linear, size)?, size);
-        let high = sign_extend(self.read_number(linear.wrapping_add(size as u64), size)?, size);
         let index = sign_extend(self.get(instruction.op0_register()), size);
-        if index < low || index > high {
+        // The second bound is only read if the first one holds.
+        if index < low {
+            return Err(exception(vector::BOUND));
+        }
+        let high = sign_extend(self.read_number(linear.wrapping_add(size as u64), size)?, size);
+        if index > high {
             return Err(exception(vector::BOUND));
         }
         Ok(())
