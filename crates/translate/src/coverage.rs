@@ -34,13 +34,14 @@ pub enum Treatment {
 }
 
 /// Where a guest can see something else than on a CPU.
-pub const INEXACT: [&str; 6] = [
+pub const INEXACT: [&str; 7] = [
     "The x87 unit's data pointer (FDP) is the host's on processors that still keep it for every instruction.",
     "16-bit code segments run as 32-bit ones, and a stack segment whose B bit is clear uses ESP, not SP.",
     "With EFLAGS.AC set, masked vector operands, broadcasts, conversions of half-precision numbers, MMX stores and x87 \
      stores that an unmasked exception prevents are checked for alignment as if they were one plain access; XSAVE and its \
      relatives raise #GP before #AC.",
     "Of IRETQ frames that are not aligned, with EFLAGS.AC set, the first word faults.",
+    "A store of ten bytes (FSTP, FBSTP) whose last two fault leaves nothing; some processors leave the first eight.",
     "CLFLUSH, CLFLUSHOPT and CLWB of an address in a code segment that cannot be read fault.",
     "How far an instruction got whose fault lies in the middle of it (gathers, ENTER), and flags that are undefined in \
      the manuals, are as on Intel's processors, which the tests compare with.",
